@@ -1,0 +1,75 @@
+"""The seam to MONAI: inferers that engines, bundles and applications call.
+
+Both run the network in the device's fast number format (`networks.precision`) on channels-last memory and return
+float32. An image that fits the window is one evaluation of the network at the image's own size; MONAI's
+sliding window would first pad it up to the window.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.inferers import Inferer, sliding_window_inference
+from torch import Tensor, nn
+
+from voxscore.networks.precision import channels_last, fast_dtype
+
+__all__ = ["FastInferer", "FittedWindowInferer"]
+
+
+def _as_float32(outputs: Any) -> Any:
+    return outputs.float() if isinstance(outputs, Tensor) else outputs
+
+
+class FastInferer(Inferer):
+    """One evaluation of the network on the whole input.
+
+    Args:
+        full_precision: stay in float32, for a comparison.
+    """
+
+    def __init__(self, full_precision: bool = False) -> None:
+        self.full_precision = full_precision
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The network's output for inputs (B, C, *spatial); float32 if it is one tensor."""
+        dtype = torch.float32 if self.full_precision else fast_dtype(inputs.device)
+        layout = channels_last(inputs.ndim - 2)
+        with torch.autocast(inputs.device.type, dtype, enabled=dtype is not torch.float32):
+            return _as_float32(network(inputs.contiguous(memory_format=layout), *args, **kwargs))
+
+
+class FittedWindowInferer(Inferer):
+    """Sliding window whose window shrinks to the image where the image is smaller.
+
+    Args:
+        roi_size: largest window, in voxels per axis.
+        overlap: share of the window that neighbours have in common, in [0, 1).
+        sw_batch_size: windows per evaluation.
+        full_precision: stay in float32, for a comparison.
+    """
+
+    def __init__(
+        self,
+        roi_size: tuple[int, ...],
+        overlap: float = 0.5,
+        sw_batch_size: int = 1,
+        full_precision: bool = False,
+    ) -> None:
+        self.roi_size, self.overlap, self.sw_batch_size = tuple(roi_size), overlap, sw_batch_size
+        self.single = FastInferer(full_precision)
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """Logits (B, K, *spatial), float32, of inputs (B, C, *spatial); windows blend with Gaussian weights."""
+        size = inputs.shape[2:]
+        if all(n <= r for n, r in zip(size, self.roi_size, strict=True)):
+            return self.single(inputs, network, *args, **kwargs)
+        return sliding_window_inference(
+            inputs,
+            [min(n, r) for n, r in zip(size, self.roi_size, strict=True)],
+            self.sw_batch_size,
+            lambda window: self.single(window, network, *args, **kwargs),
+            overlap=self.overlap,
+            mode="gaussian",
+        )

@@ -1,0 +1,18 @@
+"""3-D and 2-D networks: a residual U-Net with squeeze-and-excitation and heads for self-distillation."""
+
+from __future__ import annotations
+
+from voxscore.networks.score_unet import ScoreUNet
+from voxscore.networks.self_distillation import DeepHeads, DeepOutputs, DualSelfDistillationLoss, SelfDistilled
+from voxscore.networks.squeeze_excitation import ChannelSE, ConcurrentSE, SpatialSE
+
+__all__ = [
+    "ChannelSE",
+    "ConcurrentSE",
+    "DeepHeads",
+    "DeepOutputs",
+    "DualSelfDistillationLoss",
+    "ScoreUNet",
+    "SelfDistilled",
+    "SpatialSE",
+]

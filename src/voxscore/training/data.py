@@ -1,0 +1,118 @@
+"""Which cases there are, which fold a case belongs to, and what exactly was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from voxscore.errors import UserError
+
+__all__ = ["datalist", "fingerprint", "kfold", "split"]
+
+SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
+Case = dict[str, str]
+
+
+def _stem(name: str) -> str:
+    return next((name[: -len(s)] for s in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(s)), name)
+
+
+def datalist(dataset_dir: str | Path) -> list[Case]:
+    """The labelled cases of a data set, sorted by name.
+
+    Args:
+        dataset_dir: a folder with `images/` and `labels/` that hold equal file names, or a Medical Segmentation
+            Decathlon task with its `dataset.json`.
+
+    Returns:
+        One `{"image": path, "label": path, "name": base name}` a case.
+
+    Raises:
+        UserError: no such folder, neither layout, an image without its label, or no case at all.
+    """
+    root = Path(dataset_dir)
+    if not root.is_dir():
+        raise UserError(root, "is not a folder", "name the folder that holds images/ and labels/")
+    if (root / "dataset.json").is_file():
+        entries = json.loads((root / "dataset.json").read_text())["training"]
+        pairs = [(root / e["image"], root / e["label"]) for e in entries]
+    elif (root / "images").is_dir() and (root / "labels").is_dir():
+        images = sorted(p for p in (root / "images").iterdir() if p.name.endswith(SUFFIXES))
+        pairs = [(p, root / "labels" / p.name) for p in images]
+    else:
+        raise UserError(root, "has neither images/ and labels/ nor a dataset.json", "name a folder that has")
+    for image, label in pairs:
+        for file in (image, label):
+            if not file.is_file():
+                raise UserError(file, "is missing", f"complete the data set in {root}")
+    if not pairs:
+        raise UserError(root, "holds no labelled volume", f"put volumes ({', '.join(SUFFIXES)}) in images/")
+    cases = [{"image": str(i), "label": str(l), "name": _stem(i.name)} for i, l in pairs]
+    return sorted(cases, key=lambda case: case["name"])
+
+
+def kfold(n: int, n_folds: int = 5, seed: int = 12345) -> list[list[int]]:
+    """Validation indices of each fold; with the defaults, nnU-Net's split of n sorted cases.
+
+    Equals scikit-learn's `KFold(n_folds, shuffle=True, random_state=seed)`.
+    """
+    order = np.random.RandomState(seed).permutation(n)
+    return [sorted(int(i) for i in part) for part in np.array_split(order, n_folds)]
+
+
+def split(cases: Sequence[Case], fold: int | None, n_folds: int = 5) -> tuple[list[Case], list[Case]]:
+    """Training and validation cases.
+
+    Args:
+        cases: sorted, as `datalist` returns them.
+        fold: 0 .. n_folds - 1; None trains on every case and validates on the first of them, which then says
+            that the run is alive and nothing about quality.
+        n_folds: number of folds.
+
+    Raises:
+        UserError: a fold outside that range, or fewer cases than folds.
+    """
+    if fold is None:
+        return list(cases), list(cases[: max(1, len(cases) // 20)])
+    if not 0 <= fold < n_folds:
+        raise UserError(f"fold {fold}", "does not exist", f"choose 0 to {n_folds - 1}, or none for all cases")
+    if len(cases) < n_folds:
+        raise UserError(
+            f"fold {fold}", f"needs {n_folds} cases at least, found {len(cases)}", "add cases or use all"
+        )
+    held_out = set(kfold(len(cases), n_folds)[fold])
+    train = [case for i, case in enumerate(cases) if i not in held_out]
+    return train, [case for i, case in enumerate(cases) if i in held_out]
+
+
+def fingerprint(cases: Sequence[Case]) -> dict[str, Any]:
+    """What was trained on, in a form that can be compared: content hash, shapes and spacings, never names.
+
+    Returns:
+        `cases`, `sha256` over all files in order, and the least, median and greatest shape (voxels) and
+        spacing (mm).
+    """
+    digest = hashlib.sha256()
+    shapes, spacings = [], []
+    for case in cases:
+        for key in ("image", "label"):
+            digest.update(Path(case[key]).read_bytes())
+        header = nib.load(case["image"]).header
+        shapes.append(header.get_data_shape()[:3])
+        spacings.append(header.get_zooms()[:3])
+
+    def spread(values: list[Any]) -> list[list[float]]:
+        return np.quantile(np.asarray(values, float), [0, 0.5, 1], axis=0).round(4).tolist()
+
+    return {
+        "cases": len(cases),
+        "sha256": digest.hexdigest(),
+        "shape_min_median_max": spread(shapes),
+        "spacing_mm_min_median_max": spread(spacings),
+    }
