@@ -1,5 +1,51 @@
-"""Score-based diffusion for 3-D medical volumes inside MONAI."""
+"""Score-based diffusion for 3-D medical volumes inside MONAI.
+
+Importing voxscore loads neither PyTorch nor MONAI: each part is loaded when it is first used
+(`voxscore.networks`, `voxscore.Segmenter`), so that the command line answers at once.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from voxscore import bundles as bundles
+    from voxscore import evaluation as evaluation
+    from voxscore import inferers as inferers
+    from voxscore import networks as networks
+    from voxscore import segmentation as segmentation
+    from voxscore import training as training
+    from voxscore import transforms as transforms
+    from voxscore import volumes as volumes
+    from voxscore.bundles import find_bundle
+    from voxscore.errors import UserError
+    from voxscore.networks import ScoreUNet
+    from voxscore.segmentation import Segmenter
+    from voxscore.volumes import read_volume, write_volume
+
 __version__ = "0.1.0"
+
+_NAMES = {
+    "ScoreUNet": "networks",
+    "Segmenter": "segmentation",
+    "UserError": "errors",
+    "find_bundle": "bundles",
+    "read_volume": "volumes",
+    "write_volume": "volumes",
+}
+_MODULES = {"bundles", "evaluation", "inferers", "networks", "segmentation", "training", "transforms", "volumes"}
+
+__all__ = ["ScoreUNet", "Segmenter", "UserError", "__version__", "find_bundle", "read_volume", "write_volume"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"voxscore.{name}")
+    if name in _NAMES:
+        return getattr(import_module(f"voxscore.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'voxscore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_MODULES})

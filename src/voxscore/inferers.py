@@ -1,7 +1,7 @@
 """The seam to MONAI: inferers that engines, bundles and applications call.
 
-Both run the network in the device's fast number format (`networks.precision`) on channels-last memory and return
-float32. An image that fits the window is one evaluation of the network at the image's own size; MONAI's
+Both run the network in the device's fast number format (`networks.precision`) on channels-last memory, on plain
+tensors (MONAI's MetaTensor costs time in every operation), and return float32 with the input's metadata. An image that fits the window is one evaluation of the network at the image's own size; MONAI's
 sliding window would first pad it up to the window.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.inferers import Inferer, sliding_window_inference
 from torch import Tensor, nn
 
@@ -18,8 +19,12 @@ from voxscore.networks.precision import channels_last, fast_dtype
 __all__ = ["FastInferer", "FittedWindowInferer"]
 
 
-def _as_float32(outputs: Any) -> Any:
-    return outputs.float() if isinstance(outputs, Tensor) else outputs
+def _like_input(outputs: Any, inputs: Tensor) -> Any:
+    """Float32 with the metadata of `inputs`; several outputs (deep heads, in training) pass as they are."""
+    if not isinstance(outputs, Tensor):
+        return outputs
+    outputs = outputs.float()
+    return MetaTensor(outputs).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else outputs
 
 
 class FastInferer(Inferer):
@@ -35,9 +40,10 @@ class FastInferer(Inferer):
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The network's output for inputs (B, C, *spatial); float32 if it is one tensor."""
         dtype = torch.float32 if self.full_precision else fast_dtype(inputs.device)
-        layout = channels_last(inputs.ndim - 2)
+        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        plain = plain.contiguous(memory_format=channels_last(inputs.ndim - 2))
         with torch.autocast(inputs.device.type, dtype, enabled=dtype is not torch.float32):
-            return _as_float32(network(inputs.contiguous(memory_format=layout), *args, **kwargs))
+            return _like_input(network(plain, *args, **kwargs), inputs)
 
 
 class FittedWindowInferer(Inferer):

@@ -33,9 +33,7 @@ SQUEEZE_EXCITATION = {"cse": ChannelSE, "sse": SpatialSE, "scse": ConcurrentSE, 
 class ResidualBlock(nn.Module):
     """Two pre-activated convolutions, a skip, a gate."""
 
-    def __init__(
-        self, spatial_dims: int, in_channels: int, out_channels: int, squeeze_excitation: str | None
-    ) -> None:
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, squeeze_excitation: str | None) -> None:
         super().__init__()
         convolution = Conv[Conv.CONV, spatial_dims]
         self.norm1 = nn.GroupNorm(gcd(8, in_channels), in_channels)
@@ -43,9 +41,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.GroupNorm(gcd(8, out_channels), out_channels)
         self.conv2 = convolution(out_channels, out_channels, kernel_size=3, padding=1)
         self.project = (
-            nn.Identity()
-            if in_channels == out_channels
-            else convolution(in_channels, out_channels, kernel_size=1)
+            nn.Identity() if in_channels == out_channels else convolution(in_channels, out_channels, kernel_size=1)
         )
         gate = SQUEEZE_EXCITATION[squeeze_excitation]
         self.gate = nn.Identity() if gate is None else gate(spatial_dims, out_channels)
@@ -69,7 +65,7 @@ class ScoreUNet(nn.Module):
         deep_heads: add the heads of dual self-distillation for training.
 
     Raises:
-        ValueError: fewer than two levels, or an unknown gate.
+        ValueError: fewer than two levels (three with `deep_heads`), or an unknown gate.
     """
 
     def __init__(
@@ -84,6 +80,8 @@ class ScoreUNet(nn.Module):
         super().__init__()
         if len(channels) < 2:
             raise ValueError(f"ScoreUNet: channels needs two levels at least, got {tuple(channels)}")
+        if deep_heads and len(channels) < 3:
+            raise ValueError(f"ScoreUNet: deep_heads need three levels at least, got {tuple(channels)}")
         if squeeze_excitation not in SQUEEZE_EXCITATION:
             raise ValueError(
                 f"ScoreUNet: squeeze_excitation is one of {list(SQUEEZE_EXCITATION)}, got {squeeze_excitation!r}"
@@ -91,18 +89,14 @@ class ScoreUNet(nn.Module):
         convolution, transposed = Conv[Conv.CONV, spatial_dims], Conv[Conv.CONVTRANS, spatial_dims]
         self.multiple = 2 ** (len(channels) - 1)
         self.stem = convolution(in_channels, channels[0], kernel_size=3, padding=1)
-        self.encoder = nn.ModuleList(
-            ResidualBlock(spatial_dims, c, c, squeeze_excitation) for c in channels
-        )
+        self.encoder = nn.ModuleList(ResidualBlock(spatial_dims, c, c, squeeze_excitation) for c in channels)
         self.down = nn.ModuleList(
             convolution(fine, coarse, kernel_size=2, stride=2) for fine, coarse in pairwise(channels)
         )
         self.up = nn.ModuleList(
             transposed(coarse, fine, kernel_size=2, stride=2) for fine, coarse in pairwise(channels)
         )
-        self.decoder = nn.ModuleList(
-            ResidualBlock(spatial_dims, 2 * c, c, squeeze_excitation) for c in channels[:-1]
-        )
+        self.decoder = nn.ModuleList(ResidualBlock(spatial_dims, 2 * c, c, squeeze_excitation) for c in channels[:-1])
         self.head = nn.Sequential(
             nn.GroupNorm(gcd(8, channels[0]), channels[0]),
             nn.SiLU(),

@@ -119,9 +119,7 @@ class SelfDistilled(nn.Module):
         ValueError: a name is not a submodule of `network`.
     """
 
-    def __init__(
-        self, network: nn.Module, encoder: Sequence[str], decoder: Sequence[str], heads: DeepHeads
-    ) -> None:
+    def __init__(self, network: nn.Module, encoder: Sequence[str], decoder: Sequence[str], heads: DeepHeads) -> None:
         super().__init__()
         modules = dict(network.named_modules())
         if missing := [name for name in (*encoder, *decoder) if name not in modules]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from voxscore.training.data import datalist, fingerprint, kfold, split
 from voxscore.training.handlers import Checkpoint, ClipGradients, EpochSeed, History, Provenance
+from voxscore.training.recipe import export_weights, initialized, run_recipe
 
 __all__ = [
     "Checkpoint",
@@ -12,7 +13,10 @@ __all__ = [
     "History",
     "Provenance",
     "datalist",
+    "export_weights",
     "fingerprint",
+    "initialized",
     "kfold",
+    "run_recipe",
     "split",
 ]

@@ -12,15 +12,11 @@ import nibabel as nib
 import numpy as np
 
 from voxscore.errors import UserError
+from voxscore.volumes import VOLUME_SUFFIXES, base_name, volume_suffix
 
 __all__ = ["datalist", "fingerprint", "kfold", "split"]
 
-SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
 Case = dict[str, str]
-
-
-def _stem(name: str) -> str:
-    return next((name[: -len(s)] for s in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(s)), name)
 
 
 def datalist(dataset_dir: str | Path) -> list[Case]:
@@ -40,10 +36,13 @@ def datalist(dataset_dir: str | Path) -> list[Case]:
     if not root.is_dir():
         raise UserError(root, "is not a folder", "name the folder that holds images/ and labels/")
     if (root / "dataset.json").is_file():
-        entries = json.loads((root / "dataset.json").read_text())["training"]
-        pairs = [(root / e["image"], root / e["label"]) for e in entries]
+        try:
+            entries = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["training"]
+            pairs = [(root / e["image"], root / e["label"]) for e in entries]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(root / "dataset.json", "is not a Decathlon dataset.json", "restore it") from error
     elif (root / "images").is_dir() and (root / "labels").is_dir():
-        images = sorted(p for p in (root / "images").iterdir() if p.name.endswith(SUFFIXES))
+        images = sorted(p for p in (root / "images").iterdir() if volume_suffix(p))
         pairs = [(p, root / "labels" / p.name) for p in images]
     else:
         raise UserError(root, "has neither images/ and labels/ nor a dataset.json", "name a folder that has")
@@ -52,8 +51,8 @@ def datalist(dataset_dir: str | Path) -> list[Case]:
             if not file.is_file():
                 raise UserError(file, "is missing", f"complete the data set in {root}")
     if not pairs:
-        raise UserError(root, "holds no labelled volume", f"put volumes ({', '.join(SUFFIXES)}) in images/")
-    cases = [{"image": str(i), "label": str(l), "name": _stem(i.name)} for i, l in pairs]
+        raise UserError(root, "holds no labelled volume", f"put volumes ({', '.join(VOLUME_SUFFIXES)}) in images/")
+    cases = [{"image": str(image), "label": str(label), "name": base_name(image)} for image, label in pairs]
     return sorted(cases, key=lambda case: case["name"])
 
 
@@ -83,9 +82,7 @@ def split(cases: Sequence[Case], fold: int | None, n_folds: int = 5) -> tuple[li
     if not 0 <= fold < n_folds:
         raise UserError(f"fold {fold}", "does not exist", f"choose 0 to {n_folds - 1}, or none for all cases")
     if len(cases) < n_folds:
-        raise UserError(
-            f"fold {fold}", f"needs {n_folds} cases at least, found {len(cases)}", "add cases or use all"
-        )
+        raise UserError(f"fold {fold}", f"needs {n_folds} cases at least, found {len(cases)}", "add cases or use all")
     held_out = set(kfold(len(cases), n_folds)[fold])
     train = [case for i, case in enumerate(cases) if i not in held_out]
     return train, [case for i, case in enumerate(cases) if i in held_out]

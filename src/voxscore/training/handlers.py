@@ -27,20 +27,13 @@ from monai.engines.utils import IterationEvents
 from torch import nn
 
 from voxscore.training.data import Case, fingerprint
+from voxscore.volumes import written_whole
 
 __all__ = ["Checkpoint", "ClipGradients", "EpochSeed", "History", "Provenance"]
 
 
 def _rank() -> int:
     return int(os.environ.get("RANK", 0))
-
-
-def _write_whole(path: Path, write: Any) -> None:
-    """Call `write(temporary path)` and rename: a kill leaves the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 class EpochSeed:
@@ -133,7 +126,8 @@ class Checkpoint:
             "iteration": engine.state.iteration,
             "objects": {name: thing.state_dict() for name, thing in self.objects.items()},
         }
-        _write_whole(self.path, lambda temporary: torch.save(state, temporary))
+        with written_whole(self.path, overwrite=True) as partial:
+            torch.save(state, partial)
 
 
 class History:
@@ -190,8 +184,10 @@ class History:
         self.rows.append(row)
         if _rank() == 0:
             lines = "".join(json.dumps(r) + "\n" for r in self.rows)
-            _write_whole(self.path, lambda temporary: temporary.write_text(lines))
-            _write_whole(self.path.with_suffix(".png"), self.draw)
+            with written_whole(self.path, overwrite=True) as partial:
+                partial.write_text(lines)
+            with written_whole(self.path.with_suffix(".png"), overwrite=True) as partial:
+                self.draw(partial)
 
     def draw(self, path: Path) -> None:
         """Write the loss and validation curves as a PNG."""
@@ -252,7 +248,8 @@ class Provenance:
             },
         }
         text = json.dumps(record, indent=2) + "\n"
-        _write_whole(self.path, lambda temporary: temporary.write_text(text))
+        with written_whole(self.path, overwrite=True) as partial:
+            partial.write_text(text)
 
 
 def _version(package: str) -> str | None:

@@ -1,0 +1,42 @@
+"""The command line: `voxscore segment | evaluate | train | bundles | demo`.
+
+Commands are thin: they read options, call one function a volume, print. They reach the rest of voxscore through
+`import voxscore`, whose parts load on first use, so `voxscore --help` loads neither PyTorch nor MONAI.
+
+Exit codes: 0 all done, 1 some inputs of a batch failed, 2 nothing was done because of the input or the options.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from voxscore.cli.bundles import bundles
+from voxscore.cli.demo import demo
+from voxscore.cli.evaluate import evaluate
+from voxscore.cli.segment import segment
+from voxscore.cli.train import train
+from voxscore.errors import UserError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="voxscore",
+    help="Score-based diffusion for 3-D medical volumes inside MONAI.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (segment, evaluate, train, bundles, demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point: a fault the user can mend is one line on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"voxscore: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,172 @@
+"""`voxscore segment`: label maps of volumes, in their own geometry."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import voxscore
+from voxscore.errors import UserError
+
+if TYPE_CHECKING:
+    from voxscore.evaluation import ReportItem
+    from voxscore.segmentation import Outputs, Result
+    from voxscore.volumes import Label, Volume
+
+__all__ = ["segment"]
+
+DEFAULT_BUNDLE = "hippocampus_segmentation"
+DICOM_SEG = ".dcm"
+
+
+def segment(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="Volumes (.nii .nii.gz .nrrd .mha), folders of volumes, or DICOM series folders."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A file for one input, a folder for several.")],
+    bundle: Annotated[str, typer.Option(help="Name of an installed bundle, or a bundle's folder.")] = DEFAULT_BUNDLE,
+    side: Annotated[
+        str | None, typer.Option(help="left or right, for bundles of a paired structure.  [default: the bundle's]")
+    ] = None,
+    series: Annotated[str | None, typer.Option(help="Which DICOM series: its number or UID.")] = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
+    nifti: Annotated[bool, typer.Option("--nifti", help="Also write NIfTI for DICOM input.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Also write a page with pictures and volumes.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print a machine-readable manifest.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+) -> None:
+    """Segment volumes with a bundle.
+
+    The label map has the affine, shape and orientation of its input. A DICOM series gives a DICOM SEG that
+    refers to it.
+
+    [bold]Examples[/bold]
+
+        voxscore segment crop.nii.gz --output crop_seg.nii.gz
+
+        voxscore segment crops/ --output segmentations --report --probabilities
+
+        voxscore segment right_crop.nrrd --output out --side right
+
+        voxscore segment dicom_folder --series 13 --output out --nifti
+    """
+    sources, failures = _find(inputs, series)
+    total = len(sources) + len(failures)
+    as_file = total == 1 and _suffix(output) != ""
+    page = None
+    if report:
+        page = output.with_name(_stem(output) + ".html") if as_file else output / "report.html"
+        if page.exists() and not overwrite:
+            raise UserError(page, "exists already", "choose another output, or replace it with --overwrite")
+    entries: list[dict[str, Any]] = []
+    items: list[Any] = []
+    manifest: dict[str, Any] = {"voxscore": voxscore.__version__, "results": entries, "failures": failures}
+    if sources:
+        segmenter = voxscore.segmentation.Segmenter(
+            voxscore.bundles.find_bundle(bundle), voxscore.segmentation.resolve_device(device), side
+        )
+        manifest |= segmenter.manifest()
+    taken: set[Path] = set()
+    errors = Console(stderr=True)
+    for source in track(sources, "segmenting", console=errors, transient=True, disable=not errors.is_terminal):
+        try:
+            volume = voxscore.volumes.read_volume(source, series)
+            outputs = _outputs(volume, output, as_file, probabilities, nifti)
+            for file in outputs.files():
+                if file in taken:
+                    raise UserError(source, f"would be written to {file} like an input before it", "rename one")
+                taken.add(file)
+            result = voxscore.segmentation.segment_volume(segmenter, volume, outputs, overwrite)
+        except UserError as error:
+            failures.append(_complain(error))
+            continue
+        entries.append(result.entry)
+        for warning in result.entry["warnings"]:
+            print(f"voxscore: warning: {source}: {warning}", file=sys.stderr)
+        if page is not None:
+            items.append(_report_item(segmenter.bundle.labels, result))
+    if page is not None and items:
+        html = voxscore.evaluation.segmentation_report(items, manifest, f"voxscore {segmenter.bundle.name}")
+        with voxscore.volumes.written_whole(page, overwrite) as partial:
+            partial.write_text(html, encoding="utf-8")
+    if json:
+        print(json_format.dumps(manifest, indent=2))
+    elif sys.stdout.isatty() and entries:
+        Console().print(_table(entries))
+    if failures and total > 1:
+        print(f"voxscore: {len(failures)} of {total} inputs failed (listed above)", file=sys.stderr)
+    if failures:
+        raise typer.Exit(1 if total > 1 else 2)
+
+
+def _find(inputs: list[Path], series: str | None) -> tuple[list[Path], list[str]]:
+    """The volumes the user named, and a line for each input that holds none."""
+    sources: list[Path] = []
+    failures: list[str] = []
+    for path in inputs:
+        try:
+            sources += voxscore.volumes.find_volumes(path, series)
+        except UserError as error:
+            failures.append(_complain(error))
+    return sources, failures
+
+
+def _complain(error: UserError) -> str:
+    print(f"voxscore: {error}", file=sys.stderr)
+    return str(error)
+
+
+def _suffix(path: Path) -> str:
+    return voxscore.volumes.volume_suffix(path) or (DICOM_SEG if path.suffix.lower() == DICOM_SEG else "")
+
+
+def _stem(path: Path) -> str:
+    return path.name[: -len(_suffix(path))]
+
+
+def _outputs(volume: Volume, output: Path, as_file: bool, probabilities: bool, nifti: bool) -> Outputs:
+    """Names in the output folder follow the input's; the formats too, unless a file name asks for another."""
+    if as_file:
+        folder, name, suffix = output.parent, _stem(output), _suffix(output)
+    else:
+        folder, name = output, volume.name
+        suffix = DICOM_SEG if volume.format == "dicom" else _suffix(volume.path)
+    volume_format = ".nii.gz" if suffix == DICOM_SEG else suffix
+    return voxscore.segmentation.Outputs(
+        labels=folder / f"{name}{volume_format}" if nifti or suffix != DICOM_SEG else None,
+        dicom_seg=folder / f"{name}{DICOM_SEG}" if suffix == DICOM_SEG else None,
+        probabilities=folder / f"{name}_probabilities{volume_format}" if probabilities else None,
+    )
+
+
+def _report_item(labels: Mapping[int, Label], result: Result) -> ReportItem:
+    picture = voxscore.evaluation.contour_sheet(
+        result.volume.array,
+        result.segmentation.labels,
+        result.volume.affine,
+        {value: label.color for value, label in labels.items()},
+        {value: label.name for value, label in labels.items()},
+        title=result.volume.name,
+    )
+    return voxscore.evaluation.ReportItem(
+        result.volume.name, picture, result.entry["volumes_ml"], result.entry["warnings"]
+    )
+
+
+def _table(entries: list[dict[str, Any]]) -> Table:
+    names = list(entries[0]["volumes_ml"])
+    table = Table("output", *(f"{name} [mL]" for name in names), "seconds", box=None)
+    for entry in entries:
+        volumes = (f"{entry['volumes_ml'][name]:.2f}" for name in names)
+        table.add_row(entry["outputs"][0]["path"], *volumes, f"{entry['seconds']:.2f}")
+    return table

@@ -1,0 +1,38 @@
+"""`voxscore train`: run a recipe."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import voxscore
+from voxscore.errors import UserError
+
+__all__ = ["train"]
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, for instance configs/hippocampus_segmentation.json.")],
+    data: Annotated[Path, typer.Option(help="Folder with images/ and labels/, or with a dataset.json.")],
+    output: Annotated[Path, typer.Option(help="Folder of checkpoints, curves and weights.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
+    epochs: Annotated[int | None, typer.Option(help="Epochs of every stage, for a trial.", min=1)] = None,
+) -> None:
+    """Train a bundle's weights; run it again to go on after an interruption.
+
+    [bold]Examples[/bold]
+
+        voxscore train configs/hippocampus_segmentation.json --data Task04_Hippocampus --output runs
+
+        torchrun --nproc-per-node 2 -m voxscore train RECIPE --data DIR --output runs
+    """
+    for package in ("matplotlib", "tqdm"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(package, "is not installed", "pip install 'voxscore[train]'")
+    if device != "auto":
+        voxscore.segmentation.resolve_device(device)
+    for folder in voxscore.training.run_recipe(recipe, data, output, device, epochs):
+        typer.echo(f"done: {folder}")

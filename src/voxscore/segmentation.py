@@ -1,0 +1,204 @@
+"""Segmenting a volume with a bundle: the same steps as `monai.bundle run`, without an engine around them.
+
+    volume -> preprocessing -> network in its inferer -> softmax and inverse transforms -> argmax
+
+Steps, network and weights come from the bundle's `configs/inference.json`. As in MONAI Label, its `SaveImaged` is
+left to the host, because voxscore writes in the input's geometry and format. Probabilities are resampled back to the input's grid before the argmax, not labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.transforms import AsDiscreted, Compose, SaveImaged
+
+from voxscore.bundles import Bundle, verified_weights
+from voxscore.errors import UserError
+from voxscore.evaluation import label_volumes
+from voxscore.volumes import Volume, sha256, write_dicom_seg, write_volume, written_whole
+
+__all__ = ["Outputs", "Result", "Segmentation", "Segmenter", "content_sha256", "resolve_device", "segment_volume"]
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of `auto`, `cpu`, `cuda` or `cuda:n`.
+
+    Raises:
+        UserError: not such a name, or that device is not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name}", "is not known", "choose auto, cpu, cuda or cuda:n") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name}", "is not supported", "choose auto, cpu, cuda or cuda:n")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UserError(f"device {name}", f"is not there ({found} CUDA devices found)", "choose --device cpu")
+    return device
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What a bundle says about one volume, in that volume's grid.
+
+    Attributes:
+        labels: (X, Y, Z) uint8.
+        probabilities: (K, X, Y, Z) float32, background first, summing to one.
+        seconds: preprocessing, network and postprocessing.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    seconds: float
+
+
+class Segmenter:
+    """A segmentation bundle, loaded once and called per volume.
+
+    Args:
+        bundle: a bundle with an `inference.json`.
+        device: where the network runs.
+        side: "left" or "right", for bundles of a paired structure that declare a side; None keeps the bundle's.
+
+    Raises:
+        UserError: weights missing, corrupt or of another network; a side the bundle does not know.
+    """
+
+    def __init__(self, bundle: Bundle, device: torch.device, side: str | None = None) -> None:
+        self.bundle, self.device = bundle, device
+        parser = ConfigParser()
+        parser.read_config(bundle.config("inference"))
+        parser["bundle_root"] = str(bundle.root)
+        parser["device"] = device
+        if side is not None:
+            if "side" not in parser:
+                raise UserError(f"bundle {bundle.name}", "has no sides", "leave --side away")
+            if side not in ("left", "right"):
+                raise UserError(f"side {side}", "is not known", "choose left or right")
+            parser["side"] = side
+        self.side = parser.get("side")
+        parser.parse()
+        self.network = parser.get_parsed_content("network")
+        weights = verified_weights(bundle.root)
+        try:
+            self.network.load_state_dict(torch.load(weights, map_location=device, weights_only=True))
+        except RuntimeError as error:
+            raise UserError(weights, "does not fit the bundle's network", "reinstall the bundle") from error
+        self.network.eval()
+        self.inferer = parser.get_parsed_content("inferer")
+        self.prepare = parser.get_parsed_content("preprocessing")
+        finish = parser.get_parsed_content("postprocessing")
+        self.finish = Compose([t for t in finish.transforms if not isinstance(t, (AsDiscreted, SaveImaged))])
+
+    def __call__(self, volume: Volume) -> Segmentation:
+        """Segment one volume."""
+        start = time.perf_counter()
+        item: dict[str, Any] = self.prepare({"image": volume})
+        with torch.inference_mode():
+            image = item["image"].as_tensor()[None].to(self.device)
+            item["pred"] = MetaTensor(self.inferer(image, self.network)[0].cpu())
+        probabilities = self.finish(item)["pred"].as_tensor().numpy()
+        labels = probabilities.argmax(0).astype(np.uint8)
+        return Segmentation(labels, probabilities, time.perf_counter() - start)
+
+    def manifest(self) -> dict[str, Any]:
+        """What a result depends on besides its input: bundle, weights, side, device."""
+        return {
+            "bundle": {
+                "name": self.bundle.name,
+                "version": self.bundle.version,
+                "weights_sha256": self.bundle.metadata["weights_sha256"],
+            },
+            "side": self.side,
+            "device": str(self.device),
+        }
+
+    def warnings_for(self, volume: Volume) -> list[str]:
+        """What the user should know before trusting a result on this volume."""
+        trained = self.bundle.metadata.get("field_of_view_mm")
+        extent = np.sort([n * s for n, s in zip(volume.array.shape, volume.spacing, strict=True)])
+        if trained and (extent > 1.5 * np.sort(trained)).any():
+            return [
+                f"covers {' x '.join(f'{e:.0f}' for e in extent)} mm, but {self.bundle.name} was trained on crops of "
+                f"about {' x '.join(f'{t:.0f}' for t in sorted(trained))} mm: labels outside such a crop mean nothing"
+            ]
+        return []
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where one volume's results go; None is not written.
+
+    Attributes:
+        labels: label map, .nii, .nii.gz, .nrrd or .mha.
+        dicom_seg: DICOM SEG, for DICOM input.
+        probabilities: (X, Y, Z, K) float32, background first.
+    """
+
+    labels: Path | None = None
+    dicom_seg: Path | None = None
+    probabilities: Path | None = None
+
+    def files(self) -> list[Path]:
+        """The paths that are written."""
+        return [p for p in (self.labels, self.dicom_seg, self.probabilities) if p is not None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One volume, done: what was read, what was found, and the manifest's entry."""
+
+    volume: Volume
+    segmentation: Segmentation
+    entry: dict[str, Any]
+
+
+def segment_volume(segmenter: Segmenter, volume: Volume, outputs: Outputs, overwrite: bool = False) -> Result:
+    """Segment one volume and write what `outputs` names, all of it or nothing.
+
+    Returns:
+        The result, with the manifest entry: input, outputs with SHA-256, volumes in mL, seconds, warnings.
+
+    Raises:
+        UserError: an output exists, or cannot be written.
+    """
+    segmentation = segmenter(volume)
+    labels = segmenter.bundle.labels
+    with ExitStack() as stack:
+        # Every file is complete before the first gets its name.
+        partial = {p: stack.enter_context(written_whole(p, overwrite)) for p in outputs.files()}
+        if outputs.labels:
+            write_volume(segmentation.labels, volume, partial[outputs.labels], labels, overwrite=True)
+        if outputs.probabilities:
+            channels_last = np.moveaxis(segmentation.probabilities, 0, -1)
+            write_volume(channels_last, volume, partial[outputs.probabilities], overwrite=True)
+        if outputs.dicom_seg:
+            write_dicom_seg(segmentation.labels, volume, partial[outputs.dicom_seg], labels, overwrite=True)
+    entry = {
+        "input": str(volume.path),
+        "input_sha256": content_sha256(volume),
+        "outputs": [{"path": str(p), "sha256": sha256(p)} for p in outputs.files()],
+        "volumes_ml": label_volumes(segmentation.labels, volume.affine, {v: label.name for v, label in labels.items()}),
+        "seconds": round(segmentation.seconds, 3),
+        "warnings": segmenter.warnings_for(volume),
+    }
+    return Result(volume, segmentation, entry)
+
+
+def content_sha256(volume: Volume) -> str:
+    """SHA-256 of a volume's file; of a DICOM series, of its instances' digests in slice order."""
+    if volume.format != "dicom":
+        return sha256(volume.path)
+    return hashlib.sha256("".join(sha256(p) for p in volume.header).encode()).hexdigest()

@@ -1,0 +1,7 @@
+"""What voxscore adds to MONAI's transforms; dictionary versions end in `d`, as MONAI's do."""
+
+from __future__ import annotations
+
+from voxscore.transforms.load import LoadVolume, LoadVolumeD, LoadVolumed, LoadVolumeDict
+
+__all__ = ["LoadVolume", "LoadVolumeD", "LoadVolumeDict", "LoadVolumed"]
