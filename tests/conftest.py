@@ -1,8 +1,12 @@
-"""Shared data: small labelled volumes made here, so that no test needs a download."""
+"""Shared data: small labelled volumes and awkward geometry made here, so that no test needs a download."""
+
+import datetime
 
 import nibabel as nib
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 
 def labelled_crop(seed, shape=(20, 24, 18)):
@@ -26,3 +30,101 @@ def dataset(tmp_path_factory):
         for kind, array in zip(("images", "labels"), labelled_crop(i), strict=True):
             nib.save(nib.Nifti1Image(array, np.eye(4)), root / kind / f"case_{i:02d}.nii.gz")
     return root
+
+
+def rotation():
+    """A rotation about no axis in particular."""
+    q, _ = np.linalg.qr(np.array([[1.0, 0.2, -0.3], [0.1, 0.9, 0.4], [0.35, -0.25, 0.8]]))
+    return q * np.sign(np.linalg.det(q))
+
+
+def _affines():
+    sizes = np.diag([0.7, 1.1, 3.3])
+    origin = np.array([1 / 3, -np.pi, 70 / 9])
+    permuted = np.eye(3)[[2, 0, 1]]
+    matrices = {
+        "RAS": sizes,
+        "LPS": np.diag([-1, -1, 1]) @ sizes,
+        "negative-determinant": np.diag([-1, 1, 1]) @ sizes,
+        "permuted": permuted @ sizes,
+        "permuted-and-mirrored": permuted @ np.diag([1, -1, 1]) @ sizes,
+        "oblique": rotation() @ sizes,
+        "oblique-and-mirrored": rotation() @ np.diag([1, 1, -1]) @ sizes,
+        "sheared": rotation() @ np.array([[1, 0, 0.2], [0, 1, 0], [0, 0, 1]]) @ sizes,
+    }
+    for name, matrix in matrices.items():
+        affine = np.eye(4)
+        affine[:3, :3], affine[:3, 3] = matrix, origin
+        yield pytest.param(affine, id=name)
+
+
+@pytest.fixture(params=_affines())
+def affine(request):
+    """(4, 4) voxel index to RAS mm, in double precision."""
+    return request.param
+
+
+@pytest.fixture
+def oblique():
+    """One oblique, anisotropic affine to RAS mm."""
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = rotation() @ np.diag([0.7, 1.1, 3.3]), (12.5, -31.25, 8.0)
+    return affine
+
+
+@pytest.fixture
+def save_nifti(tmp_path):
+    """save_nifti(array, affine, name) -> path."""
+
+    def save(array, affine, name="case.nii.gz", image=nib.Nifti1Image):
+        path = tmp_path / name
+        image(array, affine).to_filename(path)
+        return path
+
+    return save
+
+
+@pytest.fixture
+def save_series(tmp_path, oblique):
+    """save_series(array (X, Y, Z), ...) -> folder of one DICOM file per slice, file names in random order."""
+
+    def save(array, folder="series", affine=oblique, number=3, order=None, change=None, uid=None):
+        target = tmp_path / folder
+        target.mkdir(parents=True, exist_ok=True)
+        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+        spacing = np.linalg.norm(lps[:3, :3], axis=0)
+        directions = lps[:3, :3] / spacing
+        series, study, frame = uid or generate_uid(), generate_uid(), generate_uid()
+        names = np.random.default_rng(1).permutation(array.shape[2])
+        for k in range(array.shape[2]):
+            slice_ = Dataset()
+            slice_.SOPClassUID, slice_.SOPInstanceUID = MRImageStorage, generate_uid()
+            slice_.StudyInstanceUID, slice_.SeriesInstanceUID, slice_.FrameOfReferenceUID = (
+                study,
+                series,
+                frame,
+            )
+            slice_.PatientName, slice_.PatientID = "Secret^Name", "SECRET-ID"
+            slice_.StudyDate = slice_.ContentDate = datetime.date(2020, 1, 2).strftime("%Y%m%d")
+            slice_.StudyTime = slice_.ContentTime = "101112"
+            slice_.Modality, slice_.SeriesNumber, slice_.InstanceNumber = "MR", number, int(names[k]) + 1
+            slice_.SeriesDescription = "Secret^Name T1"
+            slice_.ImageType = ["ORIGINAL", "PRIMARY"]
+            slice_.ImagePositionPatient = [f"{v:.9f}" for v in (lps @ [0, 0, k, 1])[:3]]
+            slice_.ImageOrientationPatient = [f"{v:.9f}" for v in directions[:, :2].T.ravel()]
+            slice_.PixelSpacing = [f"{spacing[1]:.9f}", f"{spacing[0]:.9f}"]
+            slice_.SliceThickness = f"{spacing[2]:.9f}"
+            slice_.Columns, slice_.Rows = array.shape[:2]
+            slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
+            slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit = 16, 16, 15
+            slice_.PixelRepresentation = 0
+            slice_.RescaleSlope, slice_.RescaleIntercept = "2", "-10"
+            slice_.PixelData = np.ascontiguousarray(array[:, :, k].T).astype("<u2").tobytes()
+            slice_.file_meta = FileMetaDataset()
+            slice_.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            if change is not None:
+                change(slice_, k)
+            slice_.save_as(target / f"IM{names[k]:03d}", enforce_file_format=True)
+        return target
+
+    return save

@@ -38,7 +38,7 @@ def first_party_imports(tree):
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == "voxscore":
-                    yield node, (alias.name.split(".") + [""])[1]
+                    yield node, [*alias.name.split("."), ""][1]
 
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))

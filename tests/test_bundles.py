@@ -92,7 +92,7 @@ def test_folder_is_complete(bundle):
     assert names == {
         *(f"configs/{n}" for n in ("metadata.json", "inference.json", "train.json", "evaluate.json")),
         *("configs/multi_gpu_train.json", "configs/logging.conf", "models/model.pt", "models/model.safetensors"),
-        *("docs/README.md", "docs/data_license.txt", "LICENSE"),
+        *("docs/README.md", "docs/mni152_hippocampi.png", "docs/data_license.txt", "LICENSE"),
     }
     assert sum((bundle.root / n).stat().st_size for n in names) < 60e6
 
@@ -127,7 +127,9 @@ def test_training_and_inference_agree(bundle):
     def steps(transforms):
         loading = ("voxscore.transforms.LoadVolumed", "Flipd")
         return [
-            {k: v for k, v in t.items() if k not in ("keys", "mode")} for t in transforms if t["_target_"] not in loading
+            {k: v for k, v in t.items() if k not in ("keys", "mode")}
+            for t in transforms
+            if t["_target_"] not in loading
         ]
 
     assert steps(train["preprocessing_transforms"]) == steps(inference["preprocessing"]["transforms"])

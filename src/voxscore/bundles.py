@@ -22,6 +22,7 @@ from voxscore.volumes import Label, sha256
 __all__ = ["Bundle", "find_bundle", "installed_bundles", "verified_weights"]
 
 WEIGHTS = "models/model.pt"
+METADATA = "configs/metadata.json"
 ANATOMICAL_STRUCTURE = ("91723000", "SCT", "Anatomical Structure")
 
 
@@ -44,13 +45,21 @@ class Bundle:
 
     @property
     def labels(self) -> dict[int, Label]:
-        """Label value -> name, colour and DICOM code, without background."""
-        return {
-            int(value): Label(
-                int(value), entry["name"], tuple(entry["color"]), tuple(entry["code"]), ANATOMICAL_STRUCTURE
-            )
-            for value, entry in self.metadata["labels"].items()
-        }
+        """Label value -> name, colour and DICOM code, without background.
+
+        Raises:
+            UserError: the metadata does not describe labels.
+        """
+        try:
+            return {
+                int(value): Label(
+                    int(value), entry["name"], tuple(entry["color"]), tuple(entry["code"]), ANATOMICAL_STRUCTURE
+                )
+                for value, entry in self.metadata["labels"].items()
+            }
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            file = self.root / METADATA
+            raise UserError(file, "has no labels with name, color and code", "restore it or add them") from error
 
     def config(self, name: str) -> Path:
         """Path of `configs/<name>.json`.
@@ -74,7 +83,7 @@ def _plugins() -> Path:
 def installed_bundles() -> list[Bundle]:
     """The bundles that came with voxscore, by name."""
     folder = _plugins()
-    return [_read(p) for p in sorted(folder.iterdir()) if (p / "configs" / "metadata.json").is_file()]
+    return [_read(p) for p in sorted(folder.iterdir()) if (p / METADATA).is_file()]
 
 
 def find_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
@@ -85,18 +94,22 @@ def find_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
     """
     path = Path(name_or_path)
     for root in (_plugins() / path, path):
-        if (root / "configs" / "metadata.json").is_file():
+        if (root / METADATA).is_file():
             return _read(root.resolve())
     names = ", ".join(bundle.name for bundle in installed_bundles())
     raise UserError(f"bundle {name_or_path}", "is not known", f"choose one of: {names}; or name its folder")
 
 
 def _read(root: Path) -> Bundle:
-    file = root / "configs" / "metadata.json"
+    file = root / METADATA
+    remedy = "restore it from the bundle's source"
     try:
-        return Bundle(root, json.loads(file.read_text(encoding="utf-8")))
+        metadata = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(file, "cannot be read as JSON", "restore it from the bundle's source") from error
+        raise UserError(file, "cannot be read as JSON", remedy) from error
+    if not isinstance(metadata, dict) or not {"version", "task"} <= metadata.keys():
+        raise UserError(file, "is not a bundle's metadata (it names no version and task)", remedy)
+    return Bundle(root, metadata)
 
 
 def verified_weights(bundle_root: str | os.PathLike[str], file: str = WEIGHTS) -> str:
@@ -113,7 +126,7 @@ def verified_weights(bundle_root: str | os.PathLike[str], file: str = WEIGHTS) -
         raise UserError(path, "the weights are missing", "reinstall the bundle, or train it with its train.json")
     expected = _read(root).metadata.get("weights_sha256", {}).get(file)
     if expected is None:
-        raise UserError(root / "configs" / "metadata.json", f"names no SHA-256 of {file}", "add weights_sha256")
+        raise UserError(root / METADATA, f"names no SHA-256 of {file}", "add weights_sha256")
     if sha256(path) != expected:
         raise UserError(path, "the weights are not those of metadata.json (SHA-256 differs)", "reinstall the bundle")
     return str(path)

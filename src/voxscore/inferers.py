@@ -1,18 +1,20 @@
 """The seam to MONAI: inferers that engines, bundles and applications call.
 
 Both run the network in the device's fast number format (`networks.precision`) on channels-last memory, on plain
-tensors (MONAI's MetaTensor costs time in every operation), and return float32 with the input's metadata. An image that fits the window is one evaluation of the network at the image's own size; MONAI's
-sliding window would first pad it up to the window.
+tensors (MONAI's MetaTensor costs time in every operation), and return float32 with the input's metadata. An image
+that fits the window is one evaluation of the network at the image's own size; MONAI's sliding window would first pad
+it up to the window.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer, sliding_window_inference
-from torch import Tensor, nn
+from torch import Tensor
 
 from voxscore.networks.precision import channels_last, fast_dtype
 
@@ -37,7 +39,7 @@ class FastInferer(Inferer):
     def __init__(self, full_precision: bool = False) -> None:
         self.full_precision = full_precision
 
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The network's output for inputs (B, C, *spatial); float32 if it is one tensor."""
         dtype = torch.float32 if self.full_precision else fast_dtype(inputs.device)
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
@@ -66,12 +68,12 @@ class FittedWindowInferer(Inferer):
         self.roi_size, self.overlap, self.sw_batch_size = tuple(roi_size), overlap, sw_batch_size
         self.single = FastInferer(full_precision)
 
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Logits (B, K, *spatial), float32, of inputs (B, C, *spatial); windows blend with Gaussian weights."""
         size = inputs.shape[2:]
         if all(n <= r for n, r in zip(size, self.roi_size, strict=True)):
             return self.single(inputs, network, *args, **kwargs)
-        return sliding_window_inference(
+        logits = sliding_window_inference(
             inputs,
             [min(n, r) for n, r in zip(size, self.roi_size, strict=True)],
             self.sw_batch_size,
@@ -79,3 +81,4 @@ class FittedWindowInferer(Inferer):
             overlap=self.overlap,
             mode="gaussian",
         )
+        return cast(Tensor, logits)

@@ -3,7 +3,8 @@
     volume -> preprocessing -> network in its inferer -> softmax and inverse transforms -> argmax
 
 Steps, network and weights come from the bundle's `configs/inference.json`. As in MONAI Label, its `SaveImaged` is
-left to the host, because voxscore writes in the input's geometry and format. Probabilities are resampled back to the input's grid before the argmax, not labels.
+left to the host, because voxscore writes in the input's geometry and format. Probabilities are resampled back to the
+input's grid before the argmax, not labels.
 """
 
 from __future__ import annotations
@@ -73,13 +74,18 @@ class Segmenter:
         side: "left" or "right", for bundles of a paired structure that declare a side; None keeps the bundle's.
 
     Raises:
-        UserError: weights missing, corrupt or of another network; a side the bundle does not know.
+        UserError: weights missing, corrupt or of another network; metadata without labels; a side the bundle does
+            not know.
     """
 
     def __init__(self, bundle: Bundle, device: torch.device, side: str | None = None) -> None:
-        self.bundle, self.device = bundle, device
+        self.bundle, self.device, self.labels = bundle, device, bundle.labels
         parser = ConfigParser()
-        parser.read_config(bundle.config("inference"))
+        config = bundle.config("inference")
+        try:
+            parser.read_config(config)
+        except (OSError, ValueError) as error:
+            raise UserError(config, "cannot be read as JSON", "restore it from the bundle's source") from error
         parser["bundle_root"] = str(bundle.root)
         parser["device"] = device
         if side is not None:
@@ -103,12 +109,19 @@ class Segmenter:
         self.finish = Compose([t for t in finish.transforms if not isinstance(t, (AsDiscreted, SaveImaged))])
 
     def __call__(self, volume: Volume) -> Segmentation:
-        """Segment one volume."""
+        """Segment one volume.
+
+        Raises:
+            UserError: the GPU's memory does not suffice.
+        """
         start = time.perf_counter()
         item: dict[str, Any] = self.prepare({"image": volume})
         with torch.inference_mode():
             image = item["image"].as_tensor()[None].to(self.device)
-            item["pred"] = MetaTensor(self.inferer(image, self.network)[0].cpu())
+            try:
+                item["pred"] = MetaTensor(self.inferer(image, self.network)[0].cpu())
+            except torch.OutOfMemoryError as error:
+                raise UserError(volume.path, f"does not fit the memory of {self.device}", "use --device cpu") from error
         probabilities = self.finish(item)["pred"].as_tensor().numpy()
         labels = probabilities.argmax(0).astype(np.uint8)
         return Segmentation(labels, probabilities, time.perf_counter() - start)
@@ -174,23 +187,33 @@ def segment_volume(segmenter: Segmenter, volume: Volume, outputs: Outputs, overw
     Raises:
         UserError: an output exists, or cannot be written.
     """
-    segmentation = segmenter(volume)
-    labels = segmenter.bundle.labels
+    bundle, labels = segmenter.bundle, segmenter.labels
     with ExitStack() as stack:
-        # Every file is complete before the first gets its name.
+        # First, so that an output that cannot be written costs no segmentation. Every file is complete before
+        # the first gets its name.
         partial = {p: stack.enter_context(written_whole(p, overwrite)) for p in outputs.files()}
+        segmentation = segmenter(volume)
         if outputs.labels:
             write_volume(segmentation.labels, volume, partial[outputs.labels], labels, overwrite=True)
         if outputs.probabilities:
             channels_last = np.moveaxis(segmentation.probabilities, 0, -1)
             write_volume(channels_last, volume, partial[outputs.probabilities], overwrite=True)
         if outputs.dicom_seg:
-            write_dicom_seg(segmentation.labels, volume, partial[outputs.dicom_seg], labels, overwrite=True)
+            write_dicom_seg(
+                segmentation.labels,
+                volume,
+                partial[outputs.dicom_seg],
+                labels,
+                overwrite=True,
+                algorithm_name=f"voxscore {bundle.name}"[:64],
+                algorithm_version=bundle.version[:64],
+            )
+    volumes_ml = label_volumes(segmentation.labels, volume.affine, {v: label.name for v, label in labels.items()})
     entry = {
         "input": str(volume.path),
         "input_sha256": content_sha256(volume),
         "outputs": [{"path": str(p), "sha256": sha256(p)} for p in outputs.files()],
-        "volumes_ml": label_volumes(segmentation.labels, volume.affine, {v: label.name for v, label in labels.items()}),
+        "volumes_ml": {name: round(ml, 6) for name, ml in volumes_ml.items()},
         "seconds": round(segmentation.seconds, 3),
         "warnings": segmenter.warnings_for(volume),
     }

@@ -60,7 +60,14 @@ def test_inverts_and_saves_like_monais_own(file, tmp_path):
     prepare = Compose([LoadVolumed("image"), Orientationd("image", "RAS", labels=None)])
     data = prepare({"image": file})
     data["pred"] = data["image"].clone()
-    save = SaveImaged("pred", tmp_path / "out", "copy", separate_folder=False, print_log=False, resample=False)
+    save = SaveImaged(
+        "pred",
+        output_dir=tmp_path / "out",
+        output_postfix="copy",
+        separate_folder=False,
+        print_log=False,
+        resample=False,
+    )
     Compose([Invertd("pred", prepare, "image", nearest_interp=False), save])(data)
     saved = nib.load(tmp_path / "out" / "a_copy.nii.gz")
     np.testing.assert_array_equal(saved.get_fdata(), nib.load(file).get_fdata())

@@ -181,9 +181,7 @@ def _resize(slice_, k):
 def _shift(slice_, k):
     if k == 2:
         along_row = np.array(slice_.ImageOrientationPatient[:3], float)
-        slice_.ImagePositionPatient = [
-            f"{v:.9f}" for v in np.array(slice_.ImagePositionPatient, float) + 2 * along_row
-        ]
+        slice_.ImagePositionPatient = [f"{v:.9f}" for v in np.array(slice_.ImagePositionPatient, float) + 2 * along_row]
 
 
 def _color(slice_, k):

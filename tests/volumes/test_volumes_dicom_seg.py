@@ -40,9 +40,7 @@ def test_round_trip(save_series, voxels, labelmap, labels, tmp_path):
     for keyword in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName"):
         assert seg[keyword].value == source[keyword].value
     assert seg.SeriesInstanceUID != source.SeriesInstanceUID
-    referenced = {
-        str(i.ReferencedSOPInstanceUID) for i in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
-    }
+    referenced = {str(i.ReferencedSOPInstanceUID) for i in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
     assert referenced == {str(dcmread(p).SOPInstanceUID) for p in volume.header}
     for number, label in enumerate(labels.values(), start=1):
         segment = seg.get_segment_description(number)

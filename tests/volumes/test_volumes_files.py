@@ -28,9 +28,7 @@ def test_success_leaves_the_output_alone_in_its_folder(tmp_path):
     assert os.listdir(out.parent) == ["case.nii.gz"]
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("boom"), KeyboardInterrupt(), OSError(errno.EIO, "I/O error")]
-)
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt(), OSError(errno.EIO, "I/O error")])
 def test_a_failure_leaves_what_was_there(tmp_path, error):
     out = tmp_path / "case.nrrd"
     out.write_bytes(b"before")

@@ -47,9 +47,7 @@ def _seed(tmp_path, voxels, affine):
     return path
 
 
-@pytest.mark.parametrize(
-    "chain", [(".nrrd", ".mha", ".nrrd"), (".mha", ".nrrd", ".mha"), (".nii", ".mha", ".nii")]
-)
+@pytest.mark.parametrize("chain", [(".nrrd", ".mha", ".nrrd"), (".mha", ".nrrd", ".mha"), (".nii", ".mha", ".nii")])
 def test_doubles_survive_every_chain_of_formats(affine, voxels, tmp_path, chain):
     volume = read_volume(_seed(tmp_path, voxels, affine))
     assert np.array_equal(volume.affine, affine)
@@ -66,9 +64,7 @@ def test_doubles_survive_every_chain_of_formats(affine, voxels, tmp_path, chain)
 def test_double_precision_sources_keep_nifti_within_single_precision(affine, voxels, tmp_path, suffix):
     sitk.WriteImage(itk_image(voxels, affine), tmp_path / f"in{suffix}")
     volume = (
-        read_volume(tmp_path / f"in{suffix}")
-        if suffix != ".nii.gz"
-        else read_volume(_seed(tmp_path, voxels, affine))
+        read_volume(tmp_path / f"in{suffix}") if suffix != ".nii.gz" else read_volume(_seed(tmp_path, voxels, affine))
     )
     write_volume(voxels, volume, tmp_path / "out.nii.gz")
     np.testing.assert_allclose(read_volume(tmp_path / "out.nii.gz").affine, volume.affine, atol=2e-6, rtol=0)
@@ -142,9 +138,7 @@ def test_probabilities_keep_their_channels(oblique, voxels, save_nifti, tmp_path
 
 @pytest.mark.parametrize(("qform", "sform"), [(0, 0), (1, 0), (0, 2), (3, 1), (1, 4)])
 @pytest.mark.parametrize("image_class", [nib.Nifti1Image, nib.Nifti2Image])
-def test_nifti_keeps_both_forms_and_their_codes(
-    oblique, voxels, labelmap, tmp_path, qform, sform, image_class
-):
+def test_nifti_keeps_both_forms_and_their_codes(oblique, voxels, labelmap, tmp_path, qform, sform, image_class):
     image = image_class(voxels, None)
     image.header.set_zooms((0.7, 1.1, 3.3))
     other = oblique.copy()
@@ -208,9 +202,7 @@ def test_a_trailing_axis_of_length_one_is_dropped(oblique, voxels, save_nifti, t
 @pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
 def test_every_pixel_type_itk_writes(voxels, tmp_path, dtype, suffix, compressed):
     array = (voxels % 120 - (0 if dtype[0] == "u" else 60)).astype(dtype)
-    sitk.WriteImage(
-        sitk.GetImageFromArray(np.ascontiguousarray(array.T)), tmp_path / f"a{suffix}", compressed
-    )
+    sitk.WriteImage(sitk.GetImageFromArray(np.ascontiguousarray(array.T)), tmp_path / f"a{suffix}", compressed)
     assert np.array_equal(read_volume(tmp_path / f"a{suffix}").array, array)
 
 

@@ -51,9 +51,7 @@ def test_segment_keys(volume, labelmap, labels, tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nrrd", ".mha"])
-@pytest.mark.parametrize(
-    ("top", "dtype"), [(1, np.uint8), (255, np.uint8), (256, np.uint16), (65535, np.uint16)]
-)
+@pytest.mark.parametrize(("top", "dtype"), [(1, np.uint8), (255, np.uint8), (256, np.uint16), (65535, np.uint16)])
 def test_label_maps_take_the_smallest_type(volume, labelmap, tmp_path, suffix, top, dtype):
     write_volume(np.where(labelmap == 5, top, labelmap), volume, tmp_path / f"out{suffix}")
     image = nib.load(tmp_path / "out.nii").get_data_dtype() if suffix == ".nii" else None

@@ -42,16 +42,11 @@ def test_study_with_two_series():
 
 def test_nifti_heads_and_crops(tmp_path):
     crops = [
-        p
-        for folder in sorted((DATA / "hippocampus").iterdir())
-        if folder.is_dir()
-        for p in find_volumes(folder)[:2]
+        p for folder in sorted((DATA / "hippocampus").iterdir()) if folder.is_dir() for p in find_volumes(folder)[:2]
     ]
     heads = sorted((DATA / "brain_raw").rglob("*FLAIR.nii.gz"))[:2]
     assert heads
     for path in crops + heads:
         volume = read_volume(path)
-        write_volume(
-            (volume.array > volume.array.mean()).astype(int), volume, tmp_path / "out.nii.gz", overwrite=True
-        )
+        write_volume((volume.array > volume.array.mean()).astype(int), volume, tmp_path / "out.nii.gz", overwrite=True)
         assert np.array_equal(read_volume(tmp_path / "out.nii.gz").affine, volume.affine)

@@ -3,7 +3,8 @@
 Commands are thin: they read options, call one function a volume, print. They reach the rest of voxscore through
 `import voxscore`, whose parts load on first use, so `voxscore --help` loads neither PyTorch nor MONAI.
 
-Exit codes: 0 all done, 1 some inputs of a batch failed, 2 nothing was done because of the input or the options.
+Exit codes: 0 all done, 1 some inputs of a batch failed, 2 nothing was done because of the input or the options,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from voxscore.cli.train import train
 from voxscore.errors import UserError
 
 __all__ = ["app", "main"]
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="voxscore",
@@ -40,3 +43,7 @@ def main() -> None:
     except UserError as error:
         print(f"voxscore: {error}", file=sys.stderr)
         sys.exit(2)
+    except SystemExit as error:
+        if error.code == INTERRUPTED:  # typer's answer to Ctrl-C, without a word
+            print("voxscore: interrupted; the outputs that are there are complete", file=sys.stderr)
+        raise

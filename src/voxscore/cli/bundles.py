@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 
@@ -15,4 +17,5 @@ def bundles() -> None:
     table = Table("bundle", "version", "task", box=None)
     for bundle in voxscore.bundles.installed_bundles():
         table.add_row(bundle.name, bundle.version, bundle.metadata["task"])
-    Console().print(table)
+    # Piped, a row is a line, however long.
+    Console(width=None if sys.stdout.isatty() else 10_000, markup=False, emoji=False).print(table)

@@ -34,7 +34,7 @@ def demo(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
 ) -> None:
-    """Segment the hippocampi of the MNI152 template; needs the extra voxscore[demo]."""
+    r"""Segment the hippocampi of the MNI152 template; needs the extra voxscore\[demo]."""
     template = voxscore.volumes.read_volume(template_path())
     bundle = voxscore.find_bundle(BUNDLE)
     on = voxscore.segmentation.resolve_device(device)
@@ -47,7 +47,9 @@ def demo(
         if file.exists() and not overwrite:
             raise UserError(file, "exists already", "choose another --output, or replace it with --overwrite")
     both = np.zeros(template.array.shape, np.uint8)
-    table = Table("structure", "left [mL]", "right [mL]", box=None)
+    table = Table("structure", box=None)
+    for column in ("left [mL]", "right [mL]"):
+        table.add_column(column, justify="right")
     volumes_ml = {}
     for side, center in CENTERS_MM.items():
         crop, where = crop_around(template, center, bundle.metadata["field_of_view_mm"])
@@ -70,7 +72,7 @@ def demo(
     for name in volumes_ml["left"]:
         table.add_row(name, *(f"{volumes_ml[side][name]:.2f}" for side in CENTERS_MM))
     table.add_row("whole hippocampus", *(f"{sum(volumes_ml[side].values()):.2f}" for side in CENTERS_MM))
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     console.print(f"Look at {files['picture']} first.", highlight=False)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv as csv_format
 import json as json_format
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from voxscore.evaluation import Estimate, LabelScore
 
 __all__ = ["evaluate"]
+
+WIDE = 10_000
 
 
 def evaluate(
@@ -40,6 +43,9 @@ def evaluate(
 
         voxscore evaluate seg.nii.gz truth.nii.gz --bundle hippocampus_segmentation
     """
+    for target in (csv, json):
+        if target is not None and target.exists() and not overwrite:
+            raise UserError(target, "exists already", "choose another output, or replace it with --overwrite")
     pairs = _pairs(predictions, references)
     maps = {name: _load(prediction, reference) for name, prediction, reference in pairs}
     values = sorted({int(v) for p, r, _ in maps.values() for v in (*np.unique(p), *np.unique(r)) if v})
@@ -62,20 +68,40 @@ def evaluate(
     if json is not None:
         content = {"tolerance_mm": tolerance, "cases": rows, "means": [asdict(mean) for mean in means]}
         with voxscore.volumes.written_whole(json, overwrite) as partial:
-            partial.write_text(json_format.dumps(content, indent=2) + "\n")
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    table = Table("case", "label", "Dice", "HD95 mm", f"surface Dice {tolerance:g} mm", "volume error mL", box=None)
+            partial.write_text(json_format.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    # Piped, a row is a line, however long.
+    console = Console(width=None if sys.stdout.isatty() else WIDE, markup=False, emoji=False)
+    columns = ("Dice", "HD95 mm", f"surface Dice {tolerance:g} mm", "volume error mL")
+    cases = _table(("case", "label"), columns)
     for row in rows:
         cells = (row["dice"], row["hd95_mm"], row["surface_dice"], row["volume_error_ml"])
-        table.add_row(row["case"], row["name"], *(f"{v:.3f}" for v in cells))
-    table.add_section()
+        cases.add_row(row["case"], row["name"], *(f"{v:.3f}" for v in cells))
+    averages = _table(("mean (95 % interval)",), columns)
     for mean in means:
         estimates = (mean.dice, mean.hd95_mm, mean.surface_dice, mean.volume_error_ml)
-        table.add_row("mean (95 % interval)", mean.name, *(_interval(e) for e in estimates))
-    console.print(table)
+        averages.add_row(mean.name, *(_interval(e) for e in estimates))
+    console.print(cases)
+    console.print()
+    console.print(averages)
 
 
-def _columns(score: LabelScore) -> dict[str, str | float]:
+def _table(names: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(*names, box=None)
+    for number in numbers:
+        table.add_column(number, justify="right")
+    return table
+
+
+def _finite(content: Any) -> Any:
+    """The content with null for NaN and infinity, which JSON lacks; Dice 0 tells a missed label from an absent one."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not np.isfinite(content) else content
+
+
+def _columns(score: LabelScore) -> dict[str, Any]:
     return {k: v for k, v in asdict(score).items() if k != "label"} | {
         "label": score.label,
         "volume_error_ml": score.volume_error_ml,
@@ -95,8 +121,7 @@ def _pairs(predictions: Path, references: Path) -> list[tuple[str, Path, Path]]:
     truth = voxscore.volumes.find_volumes(references)
     if predictions.is_file() and references.is_file():
         return [(voxscore.volumes.base_name(predictions), predictions, references)]
-    by_name = {voxscore.volumes.base_name(path): path for path in truth}
-    by_prediction = {voxscore.volumes.base_name(path): path for path in found}
+    by_name, by_prediction = _by_name(truth), _by_name(found)
     if not (matched := sorted(by_name.keys() & by_prediction.keys())):
         raise UserError(predictions, f"shares no file name with {references}", "give matching names")
     if lacking := sorted(by_name.keys() - by_prediction.keys()):
@@ -104,6 +129,14 @@ def _pairs(predictions: Path, references: Path) -> list[tuple[str, Path, Path]]:
             predictions, f"lacks {len(lacking)} of {len(by_name)} references, first {lacking[0]}", "segment them too"
         )
     return [(name, by_prediction[name], by_name[name]) for name in matched]
+
+
+def _by_name(paths: list[Path]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for path in paths:
+        if (other := named.setdefault(voxscore.volumes.base_name(path), path)) != path:
+            raise UserError(path, f"has the base name of {other.name}", "keep one of them")
+    return named
 
 
 def _load(prediction: Path, reference: Path) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,12 +30,15 @@ DICOM_SEG = ".dcm"
 def segment(
     inputs: Annotated[
         list[Path],
-        typer.Argument(help="Volumes (.nii .nii.gz .nrrd .mha), folders of volumes, or DICOM series folders."),
+        typer.Argument(
+            metavar="INPUT...", help="Volumes (.nii .nii.gz .nrrd .mha), folders of volumes, or DICOM series folders."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A file for one input, a folder for several.")],
     bundle: Annotated[str, typer.Option(help="Name of an installed bundle, or a bundle's folder.")] = DEFAULT_BUNDLE,
     side: Annotated[
-        str | None, typer.Option(help="left or right, for bundles of a paired structure.  [default: the bundle's]")
+        str | None,
+        typer.Option(help="left or right, for bundles of a paired structure.", show_default="the bundle's"),
     ] = None,
     series: Annotated[str | None, typer.Option(help="Which DICOM series: its number or UID.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
@@ -47,8 +50,8 @@ def segment(
 ) -> None:
     """Segment volumes with a bundle.
 
-    The label map has the affine, shape and orientation of its input. A DICOM series gives a DICOM SEG that
-    refers to it.
+    The label map has the affine, shape and orientation of its input.
+    A DICOM series gives a DICOM SEG that refers to it.
 
     [bold]Examples[/bold]
 
@@ -62,68 +65,105 @@ def segment(
     """
     sources, failures = _find(inputs, series)
     total = len(sources) + len(failures)
-    as_file = total == 1 and _suffix(output) != ""
+    as_file = _is_file_name(output, total)
     page = None
     if report:
         page = output.with_name(_stem(output) + ".html") if as_file else output / "report.html"
         if page.exists() and not overwrite:
             raise UserError(page, "exists already", "choose another output, or replace it with --overwrite")
-    entries: list[dict[str, Any]] = []
-    items: list[Any] = []
-    manifest: dict[str, Any] = {"voxscore": voxscore.__version__, "results": entries, "failures": failures}
+    manifest: dict[str, Any] = {"voxscore": voxscore.__version__}
     if sources:
-        segmenter = voxscore.segmentation.Segmenter(
-            voxscore.bundles.find_bundle(bundle), voxscore.segmentation.resolve_device(device), side
-        )
+        chosen = voxscore.bundles.find_bundle(bundle)
+        on = voxscore.segmentation.resolve_device(device)
+        segmenter = voxscore.segmentation.Segmenter(chosen, on, side)
         manifest |= segmenter.manifest()
+    entries: list[dict[str, Any]] = []
+    items: list[ReportItem] = []
+    manifest |= {"results": entries, "failures": failures}
+    # No output may land on an input, or on the output of an input before it.
+    named = {source.resolve() for source in sources}
     taken: set[Path] = set()
-    errors = Console(stderr=True)
-    for source in track(sources, "segmenting", console=errors, transient=True, disable=not errors.is_terminal):
+    console = Console(stderr=True)
+    for source in track(sources, "segmenting", console=console, transient=True, disable=not sys.stderr.isatty()):
         try:
             volume = voxscore.volumes.read_volume(source, series)
             outputs = _outputs(volume, output, as_file, probabilities, nifti)
+            images = {file.resolve() for file in volume.header} if volume.format == "dicom" else set()
             for file in outputs.files():
+                if file.resolve() in named | images:
+                    raise UserError(file, "is an input itself", "choose another output")
                 if file in taken:
-                    raise UserError(source, f"would be written to {file} like an input before it", "rename one")
-                taken.add(file)
+                    raise UserError(
+                        source, f"would be written to {file} like an input before it", "give it an output of its own"
+                    )
+            taken.update(outputs.files())
             result = voxscore.segmentation.segment_volume(segmenter, volume, outputs, overwrite)
         except UserError as error:
-            failures.append(_complain(error))
+            failures.append(_complain(error, source))
             continue
         entries.append(result.entry)
         for warning in result.entry["warnings"]:
             print(f"voxscore: warning: {source}: {warning}", file=sys.stderr)
         if page is not None:
-            items.append(_report_item(segmenter.bundle.labels, result))
+            items.append(_report_item(segmenter.labels, result))
     if page is not None and items:
-        html = voxscore.evaluation.segmentation_report(items, manifest, f"voxscore {segmenter.bundle.name}")
-        with voxscore.volumes.written_whole(page, overwrite) as partial:
-            partial.write_text(html, encoding="utf-8")
+        title = f"voxscore {segmenter.bundle.name}"
+        try:
+            _write_page(page, voxscore.evaluation.segmentation_report(items, manifest, title), overwrite)
+            manifest["report"] = {"path": str(page), "sha256": voxscore.volumes.sha256(page)}
+        except UserError as error:
+            failures.append(_complain(error, None))
     if json:
         print(json_format.dumps(manifest, indent=2))
     elif sys.stdout.isatty() and entries:
-        Console().print(_table(entries))
-    if failures and total > 1:
-        print(f"voxscore: {len(failures)} of {total} inputs failed (listed above)", file=sys.stderr)
+        Console(markup=False, emoji=False).print(_table(entries))
+    if total > 1 and len(entries) < total:
+        print(f"voxscore: {total - len(entries)} of {total} inputs failed (listed above)", file=sys.stderr)
     if failures:
-        raise typer.Exit(1 if total > 1 else 2)
+        raise typer.Exit(1 if entries else 2)
 
 
-def _find(inputs: list[Path], series: str | None) -> tuple[list[Path], list[str]]:
-    """The volumes the user named, and a line for each input that holds none."""
-    sources: list[Path] = []
-    failures: list[str] = []
+def _find(inputs: Sequence[Path], series: str | None) -> tuple[list[Path], list[dict[str, str | None]]]:
+    """The volumes the user named, each once, and an entry for each input that holds none."""
+    sources: dict[tuple[Path, str], Path] = {}
+    failures: list[dict[str, str | None]] = []
     for path in inputs:
         try:
-            sources += voxscore.volumes.find_volumes(path, series)
+            # A link keeps its own name, and so its own output.
+            found = {(p.parent.resolve(), p.name): p for p in voxscore.volumes.find_volumes(path, series)}
         except UserError as error:
-            failures.append(_complain(error))
-    return sources, failures
+            failures.append(_complain(error, path))
+        else:
+            sources |= found
+    return list(sources.values()), failures
 
 
-def _complain(error: UserError) -> str:
+def _complain(error: UserError, source: Path | None) -> dict[str, str | None]:
+    """Tell the user, and return the manifest's entry; a report that failed has no input of its own."""
     print(f"voxscore: {error}", file=sys.stderr)
-    return str(error)
+    return {"input": None if source is None else str(source), "error": str(error)}
+
+
+def _is_file_name(output: Path, total: int) -> bool:
+    """Whether the output is one file; otherwise it is a folder.
+
+    Raises:
+        UserError: it can be neither.
+    """
+    if output.is_dir():
+        return False
+    is_volume = _suffix(output) != ""
+    if is_volume and total > 1:
+        raise UserError(output, f"is the name of one file, but there are {total} inputs", "name a folder")
+    if not is_volume and output.exists():
+        raise UserError(output, "is a file, and not of a kind that voxscore writes", "name a folder")
+    return is_volume
+
+
+def _write_page(page: Path, html: str, overwrite: bool) -> None:
+    with voxscore.volumes.written_whole(page, overwrite) as partial:
+        # A file name need not be UTF-8.
+        partial.write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
 def _suffix(path: Path) -> str:
@@ -138,6 +178,10 @@ def _outputs(volume: Volume, output: Path, as_file: bool, probabilities: bool, n
     """Names in the output folder follow the input's; the formats too, unless a file name asks for another."""
     if as_file:
         folder, name, suffix = output.parent, _stem(output), _suffix(output)
+        if suffix == DICOM_SEG and volume.format != "dicom":
+            raise UserError(
+                output, f"a DICOM SEG needs DICOM images, not {volume.format}", "name a .nii.gz or .nrrd file"
+            )
     else:
         folder, name = output, volume.name
         suffix = DICOM_SEG if volume.format == "dicom" else _suffix(volume.path)
@@ -165,7 +209,9 @@ def _report_item(labels: Mapping[int, Label], result: Result) -> ReportItem:
 
 def _table(entries: list[dict[str, Any]]) -> Table:
     names = list(entries[0]["volumes_ml"])
-    table = Table("output", *(f"{name} [mL]" for name in names), "seconds", box=None)
+    table = Table("output", box=None)
+    for column in (*(f"{name} [mL]" for name in names), "seconds"):
+        table.add_column(column, justify="right")
     for entry in entries:
         volumes = (f"{entry['volumes_ml'][name]:.2f}" for name in names)
         table.add_row(entry["outputs"][0]["path"], *volumes, f"{entry['seconds']:.2f}")

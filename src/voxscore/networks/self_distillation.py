@@ -186,8 +186,11 @@ class DualSelfDistillationLoss(nn.Module):
         """Scalar loss of a network's output against a target as `segmentation_loss` takes it."""
         if isinstance(outputs, Tensor):
             return self.segmentation_loss(outputs.float(), target)
-        loss = sum(self.segmentation_loss(z.float(), target) for z in (outputs.main, *outputs.decoder))
+        loss = self.segmentation_loss(outputs.main.float(), target)
+        for z in outputs.decoder:
+            loss = loss + self.segmentation_loss(z.float(), target)
         for teacher, *students in (outputs.decoder, outputs.encoder):
             t = teacher.detach() if self.detach_teacher else teacher
-            loss = loss + self.weight * sum(distillation_kl(t, s, self.temperature) for s in students)
+            for student in students:
+                loss = loss + self.weight * distillation_kl(t, student, self.temperature)
         return loss

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from voxscore.errors import UserError
-from voxscore.volumes import VOLUME_SUFFIXES, base_name, volume_suffix
+from voxscore.volumes import VOLUME_SUFFIXES, base_name, read_volume, volume_suffix
 
 __all__ = ["datalist", "fingerprint", "kfold", "split"]
 
@@ -100,9 +99,9 @@ def fingerprint(cases: Sequence[Case]) -> dict[str, Any]:
     for case in cases:
         for key in ("image", "label"):
             digest.update(Path(case[key]).read_bytes())
-        header = nib.load(case["image"]).header
-        shapes.append(header.get_data_shape()[:3])
-        spacings.append(header.get_zooms()[:3])
+        volume = read_volume(case["image"])
+        shapes.append(volume.array.shape)
+        spacings.append(volume.spacing)
 
     def spread(values: list[Any]) -> list[list[float]]:
         return np.quantile(np.asarray(values, float), [0, 0.5, 1], axis=0).round(4).tolist()

@@ -114,7 +114,8 @@ class Checkpoint:
         """Go on from the file, if it is there."""
         if not self.path.is_file():
             return
-        state = torch.load(self.path, map_location=engine.state.device, weights_only=True)
+        ours: Any = engine.state  # MONAI adds the device to Ignite's state
+        state = torch.load(self.path, map_location=ours.device, weights_only=True)
         for name, thing in self.objects.items():
             thing.load_state_dict(state["objects"][name])
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
@@ -168,7 +169,7 @@ class History:
         self._losses, self._start = [], time.perf_counter()
 
     def _note(self, engine: Engine) -> None:
-        output = engine.state.output
+        output: Any = engine.state.output  # decollated: a list of one dictionary a case, all with the same loss
         self._losses.append(float((output[0] if isinstance(output, Sequence) else output)["loss"]))
 
     def _end(self, engine: Engine) -> None:
@@ -232,7 +233,8 @@ class Provenance:
 
     def __call__(self, engine: Engine) -> None:
         """Write the file."""
-        device = engine.state.device
+        state: Any = engine.state
+        device = state.device
         record = {
             "settings": self.settings,
             "training_data": fingerprint(self.cases),

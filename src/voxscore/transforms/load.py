@@ -8,7 +8,7 @@ tensor. `LoadVolume` reads by `voxscore.volumes`, with its checks, and hands on 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from monai.config import KeysCollection, PathLike
@@ -31,7 +31,7 @@ class LoadVolume(Transform):
         label_map: the voxels are labels: whole numbers from 0 on, and possibly all background.
     """
 
-    backend: ClassVar = [TransformBackends.TORCH]
+    backend = [TransformBackends.TORCH]  # noqa: RUF012 -- MONAI declares it as an instance variable
 
     def __init__(self, label_map: bool = False) -> None:
         self.label_map = label_map

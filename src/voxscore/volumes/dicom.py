@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from voxscore.errors import UserError
+from voxscore.volumes.files import volume_suffix
 from voxscore.volumes.quiet import quiet
 from voxscore.volumes.volume import Volume, check_affine, check_voxels, flip_lps_ras
 
@@ -85,8 +86,8 @@ def is_dicom(path: Path) -> bool:
 
 
 def has_dicom(folder: Path) -> bool:
-    """Whether a folder or one of its subfolders holds a DICOM file."""
-    return any(is_dicom(path) for path in _files(folder))
+    """Whether a folder or one of its subfolders holds a DICOM file; a file named like a volume is none."""
+    return any(is_dicom(path) for path in _files(folder) if not volume_suffix(path))
 
 
 def scan_series(path: Path) -> dict[str, list[Instance]]:
@@ -104,9 +105,7 @@ def scan_series(path: Path) -> dict[str, list[Instance]]:
     for file in _files(path) if path.is_dir() else [path]:
         if not is_dicom(file):
             if file.suffix.lower() == ".dcm":
-                raise UserError(
-                    file, "is empty or not DICOM, whatever its name says", "copy or export it again"
-                )
+                raise UserError(file, "is empty or not DICOM, whatever its name says", "copy or export it again")
             continue
         try:
             with quiet():
@@ -155,9 +154,7 @@ def read_dicom(path: Path, series: str | None = None) -> Volume:
 
 def _files(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
-        raise UserError(
-            error.filename, f"cannot be read ({error.strerror})", "check its permissions"
-        ) from error
+        raise UserError(error.filename, f"cannot be read ({error.strerror})", "check its permissions") from error
 
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders.sort()
@@ -276,9 +273,7 @@ def _check_alike(path: Path, instances: Sequence[Instance]) -> None:
                     "name a series of slices from a scanner, not screen captures",
                 )
         if not np.allclose(instance.axes @ instance.axes.T, np.eye(2), atol=1e-3):
-            raise UserError(
-                instance.path, "its ImageOrientationPatient is not two unit vectors", "export it again"
-            )
+            raise UserError(instance.path, "its ImageOrientationPatient is not two unit vectors", "export it again")
     first = instances[0]
     sizes = Counter(instance.size for instance in instances)
     spacings = {tuple(instance.pixel_spacing.round(4).tolist()) for instance in instances}
@@ -326,9 +321,7 @@ def _pixels(instance: Instance) -> np.ndarray:
         with quiet():
             dataset = dcmread(path)
             if "PixelData" not in dataset:
-                raise UserError(
-                    path, "this DICOM image has no pixel data", "export the series with its pixels"
-                )
+                raise UserError(path, "this DICOM image has no pixel data", "export the series with its pixels")
             pixels = apply_modality_lut(dataset.pixel_array, dataset)
     except UserError:
         raise
@@ -357,9 +350,7 @@ def _read_multiframe(path: Path, name: str, instances: Sequence[Instance]) -> Vo
     from highdicom import imread
 
     if len(instances) > 1:
-        raise UserError(
-            path, f"the series is spread over {len(instances)} multi-frame files", "name one of the files"
-        )
+        raise UserError(path, f"the series is spread over {len(instances)} multi-frame files", "name one of the files")
     file = instances[0].path
     try:
         with quiet():

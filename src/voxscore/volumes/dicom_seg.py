@@ -62,17 +62,13 @@ def write_dicom_seg(
         ValueError: the label map does not fit the grid or the labels.
     """
     if like.format != "dicom":
-        raise UserError(
-            path, f"a DICOM SEG needs DICOM images, not {like.format}", "write .nii.gz or .nrrd instead"
-        )
+        raise UserError(path, f"a DICOM SEG needs DICOM images, not {like.format}", "write .nii.gz or .nrrd instead")
     if labelmap.shape != like.array.shape or labelmap.dtype.kind not in "biu":
         raise ValueError(f"{labelmap.dtype} of shape {labelmap.shape} is no label map on {like.array.shape}")
     segments = [label for label in check_labels(labels) if label.value]
     undescribed = sorted(set(np.unique(labelmap).tolist()) - {label.value for label in segments} - {0})
     if undescribed or not segments:
-        raise ValueError(
-            f"label values without a label: {undescribed}" if segments else "no labels but background"
-        )
+        raise ValueError(f"label values without a label: {undescribed}" if segments else "no labels but background")
 
     import highdicom as hd
     from pydicom import dcmread

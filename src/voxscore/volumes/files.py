@@ -96,6 +96,11 @@ def written_whole(path: str | os.PathLike[str], overwrite: bool = False) -> Iter
         yield partial
         _refuse_existing(path, overwrite)  # another process may have finished first
         os.replace(partial, path)
+    except UserError as error:
+        # A writer inside the block may itself write whole; the hidden file's name would tell nobody anything.
+        if error.subject != os.fspath(partial):
+            raise
+        raise UserError(path, error.fault, error.remedy) from error
     except OSError as error:
         ours = error.filename is None or os.fspath(error.filename) == os.fspath(partial)
         if error.errno in _FULL or (error.errno in _FORBIDDEN and ours):
@@ -109,14 +114,12 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise UserError(path, "is a folder", "name a file for the output")
     if not overwrite and os.path.lexists(path):
-        raise UserError(path, "exists already", "choose another output or allow overwriting")
+        raise UserError(path, "exists already", "choose another output, or replace it with --overwrite")
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:
     if error.errno in _FULL:
-        return UserError(
-            path, "the disk is full; nothing was written", "free some space or choose another output"
-        )
+        return UserError(path, "the disk is full; nothing was written", "free some space or choose another output")
     return UserError(
         path,
         f"cannot be written in the folder {path.parent} ({error.strerror})",

@@ -213,9 +213,7 @@ def _itk_geometry(like: Volume) -> ItkGeometry:
         return like.header
     pairs = [_factor(column) for column in lps[:3, :3].T]
     direction = np.stack([unit for _, unit in pairs], axis=1)
-    return ItkGeometry(
-        tuple(lps[:3, 3].tolist()), tuple(s for s, _ in pairs), tuple(direction.ravel().tolist())
-    )
+    return ItkGeometry(tuple(lps[:3, 3].tolist()), tuple(s for s, _ in pairs), tuple(direction.ravel().tolist()))
 
 
 def _factor(column: np.ndarray) -> tuple[float, np.ndarray]:

@@ -67,17 +67,13 @@ def read_nifti(path: Path) -> Volume:
             with np.errstate(all="ignore"):  # what overflows or is invalid is counted by check_voxels
                 voxels = image.get_fdata(dtype=np.float32, caching="unchanged")
     except _BAD_BYTES as error:
-        raise UserError(
-            path, "is not a readable NIfTI file, or a damaged one", "export or copy it again"
-        ) from error
+        raise UserError(path, "is not a readable NIfTI file, or a damaged one", "export or copy it again") from error
     affine = np.asarray(image.affine, dtype=np.float64)
     check_affine(affine, path)
     return Volume(check_voxels(voxels, path), affine, path, base_name(path), "nifti", image.header.copy())
 
 
-def nifti_bytes(
-    array: np.ndarray, like: Volume, labels: Sequence[Label] | None, compressed: bool = True
-) -> bytes:
+def nifti_bytes(array: np.ndarray, like: Volume, labels: Sequence[Label] | None, compressed: bool = True) -> bytes:
     """Return the bytes of a NIfTI file in the geometry of `like`.
 
     From a NIfTI source the geometry fields are copied and the affine read back is the source's, bit for bit.
@@ -114,9 +110,7 @@ def _gunzip(content: bytes, path: Path) -> bytes:
     try:
         return gzip.decompress(content)
     except EOFError as error:
-        raise UserError(
-            path, "is cut short (its gzip stream has no end)", "copy or export it again"
-        ) from error
+        raise UserError(path, "is cut short (its gzip stream has no end)", "copy or export it again") from error
     except gzip.BadGzipFile as error:
         if not content.startswith(b"\x1f\x8b"):
             raise UserError(

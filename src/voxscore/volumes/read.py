@@ -6,6 +6,7 @@ holds both is refused: the volume files beside a series are more often somebody'
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,19 +46,20 @@ def find_volumes(path: str | Path, series: str | None = None) -> list[Path]:
         entries = sorted(path.iterdir())
     except OSError as error:
         raise UserError(path, f"cannot be read ({error.strerror})", "check its permissions") from error
-    files = [p for p in entries if volume_suffix(p) and not p.name.startswith(".") and p.is_file()]
+    # Whatever is no folder: a link to nowhere (data not fetched yet) must fail aloud rather than be passed over.
+    files = [p for p in entries if volume_suffix(p) and not p.name.startswith(".") and not p.is_dir()]
     if series is None and files and not has_dicom(path):
         return files
     if series is None and files:
-        raise UserError(
-            path, "holds both volume files and DICOM images", "name the file, or choose with --series"
-        )
+        raise UserError(path, "holds both volume files and DICOM images", "name the file, or choose with --series")
     if not has_dicom(path):
+        if files:
+            raise UserError(path, "holds no DICOM, so a series cannot be chosen in it", "leave --series away")
         raise UserError(path, "holds no volumes that voxscore reads", _KNOWN)
     return [path]
 
 
-def read_volume(path: str | Path, series: str | None = None) -> Volume:
+def read_volume(path: str | os.PathLike[str], series: str | None = None) -> Volume:
     """Read one volume.
 
     Args:
@@ -74,7 +76,7 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
     return volume
 
 
-def read_label_map(path: str | Path) -> Volume:
+def read_label_map(path: str | os.PathLike[str]) -> Volume:
     """Read one label map; unlike an image it may be empty of labels.
 
     Returns:

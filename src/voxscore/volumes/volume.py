@@ -121,9 +121,7 @@ def check_shape(shape: tuple[int, ...], path: Path) -> None:
             "extract one, for example with nibabel.funcs.four_to_three(image)[0] or 'fslroi IN OUT 0 1'",
         )
     if len(squeezed) > 4:
-        raise UserError(
-            path, f"is {len(squeezed)}-D ({extents}), not one volume", "extract one 3-D volume from it"
-        )
+        raise UserError(path, f"is {len(squeezed)}-D ({extents}), not one volume", "extract one 3-D volume from it")
 
 
 def check_affine(affine: np.ndarray, path: Path) -> None:

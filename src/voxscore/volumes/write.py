@@ -43,9 +43,7 @@ def write_volume(
     path = Path(path)
     suffix = volume_suffix(path)
     if not suffix:
-        raise UserError(
-            path, "voxscore does not write this suffix", f"use one of {', '.join(VOLUME_SUFFIXES)}"
-        )
+        raise UserError(path, "voxscore does not write this suffix", f"use one of {', '.join(VOLUME_SUFFIXES)}")
     if array.ndim not in (3, 4) or array.shape[:3] != like.array.shape:
         raise ValueError(f"an array of shape {array.shape} does not lie on the grid {like.array.shape}")
     stored = array.astype(label_dtype(array), copy=False)
