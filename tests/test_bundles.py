@@ -164,7 +164,7 @@ def test_verify_net_in_out(bundle):
     )
 
 
-def test_exports_compute_the_same(bundle, tmp_path):
+def test_exports(bundle, tmp_path):
     common = {
         "net_id": "network_def",
         "ckpt_file": str(bundle.root / "models/model.pt"),

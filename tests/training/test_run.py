@@ -81,6 +81,17 @@ def test_resume_after_a_kill_is_bit_exact(dataset, tmp_path):
     assert not same(averaged(whole), averaged(other))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_shows_the_history(dataset, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    workflow(dataset, tmp_path, epochs=2, tensorboard=True).run()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in ("loss", "dice", "learning_rate"):
+        shown = [(event.step, event.value) for event in events.Scalars(name)]
+        noted = [(row["epoch"], pytest.approx(row[name], rel=1e-5)) for row in history(tmp_path)]
+        assert shown == noted
+
+
 def test_provenance_says_what_was_run(dataset, tmp_path):
     workflow(dataset, tmp_path, epochs=1, fold=2).run()
     record = json.loads((tmp_path / "provenance.json").read_text())

@@ -20,6 +20,9 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder of checkpoints, curves and weights.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
     epochs: Annotated[int | None, typer.Option(help="Epochs of every stage, for a trial.", min=1)] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help=r"Also log for TensorBoard; needs voxscore\[tensorboard].")
+    ] = False,
 ) -> None:
     """Train a bundle's weights; run it again to go on after an interruption.
 
@@ -29,10 +32,11 @@ def train(
 
         torchrun --nproc-per-node 2 -m voxscore train RECIPE --data DIR --output runs
     """
-    for package in ("matplotlib", "tqdm"):
+    needed = {"matplotlib": "train", "tqdm": "train"} | ({"tensorboard": "tensorboard"} if tensorboard else {})
+    for package, extra in needed.items():
         if importlib.util.find_spec(package) is None:
-            raise UserError(package, "is not installed", "pip install 'voxscore[train]'")
+            raise UserError(package, "is not installed", f"pip install 'voxscore[{extra}]'")
     if device != "auto":
         voxscore.segmentation.resolve_device(device)
-    for folder in voxscore.training.run_recipe(recipe, data, output, device, epochs):
+    for folder in voxscore.training.run_recipe(recipe, data, output, device, epochs, tensorboard):
         typer.echo(f"done: {folder}")

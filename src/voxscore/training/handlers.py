@@ -138,10 +138,14 @@ class History:
         path: of the JSON-lines file; the picture has the same name with `.png`.
         optimizer: whose learning rate is noted.
         evaluator: the validation engine whose metrics are noted.
+        tensorboard: also write the rows for TensorBoard, in the folder `tensorboard` beside `path`.
     """
 
-    def __init__(self, path: str | Path, optimizer: torch.optim.Optimizer, evaluator: Engine) -> None:
+    def __init__(
+        self, path: str | Path, optimizer: torch.optim.Optimizer, evaluator: Engine, tensorboard: bool = False
+    ) -> None:
         self.path, self.optimizer, self.evaluator = Path(path), optimizer, evaluator
+        self.tensorboard = tensorboard
         self.rows: list[dict[str, float]] = []
         self._losses: list[float] = []
         self._start = 0.0
@@ -189,6 +193,16 @@ class History:
                 partial.write_text(lines)
             with written_whole(self.path.with_suffix(".png"), overwrite=True) as partial:
                 self.draw(partial)
+            if self.tensorboard:
+                self._log(row)
+
+    def _log(self, row: Mapping[str, float]) -> None:
+        # tensorboard is an extra of its own. A writer an epoch leaves nothing open when a run is killed.
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(self.path.parent / "tensorboard")) as writer:
+            for name in row.keys() - {"epoch"}:
+                writer.add_scalar(name, row[name], int(row["epoch"]))
 
     def draw(self, path: Path) -> None:
         """Write the loss and validation curves as a PNG."""

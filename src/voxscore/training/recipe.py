@@ -62,7 +62,12 @@ def export_weights(checkpoint: Path, folder: Path) -> dict[str, str]:
 
 
 def run_recipe(
-    recipe: Path, dataset_dir: Path, output_dir: Path, device: str = "auto", epochs: int | None = None
+    recipe: Path,
+    dataset_dir: Path,
+    output_dir: Path,
+    device: str = "auto",
+    epochs: int | None = None,
+    tensorboard: bool = False,
 ) -> Iterator[Path]:
     """Run each stage in turn, and yield its folder when it is done.
 
@@ -74,6 +79,7 @@ def run_recipe(
         output_dir: of all stages.
         device: "auto" or a device name; several processes choose theirs by rank.
         epochs: replaces every stage's `max_epochs`, for a trial.
+        tensorboard: also log for TensorBoard.
 
     Raises:
         UserError: the recipe cannot be read, or names a bundle or stage that is not there.
@@ -91,7 +97,7 @@ def run_recipe(
                 stage["initial_weights"] = str(output_dir / stage["initial_weights"] / "models" / "model.pt")
             if epochs is not None:
                 stage["max_epochs"] = epochs
-            _run_stage(bundle, stage, dataset_dir, folder, device)
+            _run_stage(bundle, {"tensorboard": tensorboard, **stage}, dataset_dir, folder, device)
         yield folder
 
 
