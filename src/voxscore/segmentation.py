@@ -142,7 +142,7 @@ class Segmenter:
         """What the user should know before trusting a result on this volume."""
         trained = self.bundle.metadata.get("field_of_view_mm")
         extent = np.sort([n * s for n, s in zip(volume.array.shape, volume.spacing, strict=True)])
-        if trained and (extent > 1.5 * np.sort(trained)).any():
+        if trained and (extent > 1.3 * np.sort(trained)).any():
             return [
                 f"covers {' x '.join(f'{e:.0f}' for e in extent)} mm, but {self.bundle.name} was trained on crops of "
                 f"about {' x '.join(f'{t:.0f}' for t in sorted(trained))} mm: labels outside such a crop mean nothing"

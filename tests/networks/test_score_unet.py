@@ -64,6 +64,8 @@ def test_every_parameter_learns():
 def test_bad_arguments_teach():
     with pytest.raises(ValueError, match="two levels"):
         ScoreUNet(3, 1, 2, (8,))
+    with pytest.raises(ValueError, match="n_times must be 0"):
+        ScoreUNet(3, 1, 2, SMALL, n_times=1)
     with pytest.raises(ValueError, match="three levels"):
         ScoreUNet(3, 1, 2, (8, 8), deep_heads=True)
     with pytest.raises(ValueError, match="'cse', 'sse', 'scse', None"):

@@ -62,10 +62,11 @@ class ScoreUNet(nn.Module):
         out_channels: channels of the output (classes, for a segmentation).
         channels: width of each level, finest first; the last is the bottleneck.
         squeeze_excitation: "cse", "sse", "scse", or None for no gate.
+        n_times: number of noise levels the network is told. 0 is a segmentation network, the only kind so far.
         deep_heads: add the heads of dual self-distillation for training.
 
     Raises:
-        ValueError: fewer than two levels (three with `deep_heads`), or an unknown gate.
+        ValueError: fewer than two levels (three with `deep_heads`), an unknown gate, or `n_times` other than 0.
     """
 
     def __init__(
@@ -75,11 +76,16 @@ class ScoreUNet(nn.Module):
         out_channels: int,
         channels: Sequence[int] = (32, 64, 128, 256),
         squeeze_excitation: str | None = "scse",
+        n_times: int = 0,
         deep_heads: bool = False,
     ) -> None:
         super().__init__()
         if len(channels) < 2:
             raise ValueError(f"ScoreUNet: channels needs two levels at least, got {tuple(channels)}")
+        if n_times != 0:
+            raise ValueError(
+                f"ScoreUNet: n_times must be 0, networks with noise levels are not built yet; got {n_times}"
+            )
         if deep_heads and len(channels) < 3:
             raise ValueError(f"ScoreUNet: deep_heads need three levels at least, got {tuple(channels)}")
         if squeeze_excitation not in SQUEEZE_EXCITATION:
