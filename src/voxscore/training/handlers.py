@@ -8,6 +8,7 @@ from JSON in a bundle's train.json.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -26,6 +27,7 @@ from monai.data import Dataset
 from monai.engines.utils import IterationEvents
 from torch import nn
 
+from voxscore.errors import UserError
 from voxscore.training.data import Case, fingerprint
 from voxscore.volumes import written_whole
 
@@ -160,7 +162,13 @@ class History:
         self.rows = list(state["rows"])
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
+        """Register with a trainer.
+
+        Raises:
+            UserError: matplotlib, which draws the picture, is not installed; better now than after an epoch.
+        """
+        if importlib.util.find_spec("matplotlib") is None:
+            raise UserError("matplotlib", "is not installed", "pip install 'voxscore[train]'")
         engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._note)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end)
