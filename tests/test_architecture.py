@@ -14,10 +14,11 @@ PACKAGE = ROOT / "src" / "voxscore"
 ALLOWED = {
     "errors": set(),
     "networks": set(),
+    "diffusion": set(),
     "volumes": set(),
     "transforms": {"volumes"},
     "bundles": {"volumes"},
-    "inferers": {"networks"},
+    "inferers": {"networks", "diffusion"},
     "evaluation": set(),
     "segmentation": {"bundles", "evaluation", "volumes"},
     "training": {"bundles", "volumes"},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from voxscore import bundles as bundles
+    from voxscore import diffusion as diffusion
     from voxscore import evaluation as evaluation
     from voxscore import inferers as inferers
     from voxscore import networks as networks
@@ -34,7 +35,17 @@ _NAMES = {
     "read_volume": "volumes",
     "write_volume": "volumes",
 }
-_MODULES = {"bundles", "evaluation", "inferers", "networks", "segmentation", "training", "transforms", "volumes"}
+_MODULES = {
+    "bundles",
+    "diffusion",
+    "evaluation",
+    "inferers",
+    "networks",
+    "segmentation",
+    "training",
+    "transforms",
+    "volumes",
+}
 
 __all__ = ["ScoreUNet", "Segmenter", "UserError", "__version__", "find_bundle", "read_volume", "write_volume"]
 

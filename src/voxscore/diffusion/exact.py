@@ -1,0 +1,362 @@
+"""Exact denoisers: distributions whose E[x_0 | x_t] is known in closed form.
+
+They test samplers, serve as priors, and are what teleportation and likelihoods stand on.
+
+    Gaussian N(m, C)   D = m + alpha C V^-1 (x - alpha m),  V_t = alpha_t^2 C + sigma_t^2
+                       x_s = alpha_s m + (V_s / V_t)^(1/2) (x_t - alpha_t m)
+    Mixture            D = sum_k r_k(x) D_k(x),  r_k proportional to w_k N(x; alpha m_k, alpha^2 v_k + sigma^2)
+    Finite set {y_k}   the mixture with v_k = 0: what a network tends to that memorises its training data
+
+The second line is the probability-flow ODE of a Gaussian, solved from time t to s. A covariance is diagonal in some
+basis; every formula above is a function of its eigenvalues, so a covariance needs to know just two things: how to
+apply a function of itself to a volume, and the sum of a function over its eigenvalues.
+
+Source: Wang and Vastola, The Unreasonable Effectiveness of Gaussian Score Approximation for Diffusion Models and its
+Applications, TMLR 2024 (Gaussian and mixture scores, transport).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from voxscore.diffusion.denoisers import Denoiser, expand
+from voxscore.diffusion.paths import Path
+
+__all__ = [
+    "Covariance",
+    "DiagonalCovariance",
+    "EmpiricalDenoiser",
+    "FourierCovariance",
+    "Gaussian",
+    "GaussianDenoiser",
+    "LowRankCovariance",
+    "MixtureDenoiser",
+]
+
+
+class Covariance(ABC):
+    """A covariance of volumes (C, *spatial), as functions of its eigenvalues.
+
+    Functions are given as f(eigenvalues, *coefficients); each coefficient is () or (B,), one per volume.
+    """
+
+    @abstractmethod
+    def apply(self, f: Callable[..., Tensor], x: Tensor, *coefficients: Tensor) -> Tensor:
+        """f(C) x for every volume of x (B, C, *spatial)."""
+
+    @abstractmethod
+    def trace(self, f: Callable[..., Tensor], *coefficients: Tensor) -> Tensor:
+        """The sum of f over the eigenvalues: (), or (B,) if a coefficient is."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Covariance:
+        """A copy on this device."""
+
+
+def _against(eigenvalues: Tensor, coefficients: tuple[Tensor, ...]) -> list[Tensor]:
+    """Each coefficient () or (B,) in a shape that broadcasts over the eigenvalues with a batch axis in front."""
+    return [c.to(eigenvalues).reshape((*c.shape, *[1] * (eigenvalues.ndim * c.ndim))) for c in coefficients]
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalCovariance(Covariance):
+    """Independent voxels.
+
+    Args:
+        variance: (C, *spatial).
+    """
+
+    variance: Tensor
+
+    def apply(self, f: Callable[..., Tensor], x: Tensor, *coefficients: Tensor) -> Tensor:
+        """f(C) x: voxel by voxel."""
+        return f(self.variance, *_against(self.variance, coefficients)).to(x) * x
+
+    def trace(self, f: Callable[..., Tensor], *coefficients: Tensor) -> Tensor:
+        """Sum over voxels."""
+        value = f(self.variance, *_against(self.variance, coefficients))
+        return value.flatten(value.ndim - self.variance.ndim).sum(-1)
+
+    def to(self, device: torch.device) -> DiagonalCovariance:
+        """A copy on this device."""
+        return DiagonalCovariance(self.variance.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankCovariance(Covariance):
+    """A few principal components and the same variance in all other directions.
+
+    Args:
+        vectors: (r, C, *spatial), orthonormal.
+        values: (r,), their variances.
+        tail: the variance of every other direction.
+    """
+
+    vectors: Tensor
+    values: Tensor
+    tail: float
+
+    def apply(self, f: Callable[..., Tensor], x: Tensor, *coefficients: Tensor) -> Tensor:
+        """f(C) x = f(tail) x + U (f(values) - f(tail)) U^T x."""
+        scalars = _against(self.values, coefficients)
+        tail = f(torch.full_like(self.values[:1], self.tail), *scalars)
+        weights = (f(self.values, *scalars) - tail).to(x)
+        u = self.vectors.to(x).flatten(1)
+        projected = (x.flatten(1) @ u.T * weights) @ u
+        return (tail.to(x) * x.flatten(1) + projected).reshape(x.shape)
+
+    def trace(self, f: Callable[..., Tensor], *coefficients: Tensor) -> Tensor:
+        """Sum over the components, and the tail as often as directions are left."""
+        scalars = _against(self.values, coefficients)
+        rest = self.vectors[0].numel() - len(self.values)
+        tail = f(torch.full_like(self.values[:1], self.tail), *scalars)
+        return f(self.values, *scalars).sum(-1) + rest * tail.squeeze(-1)
+
+    def to(self, device: torch.device) -> LowRankCovariance:
+        """A copy on this device."""
+        return LowRankCovariance(self.vectors.to(device), self.values.to(device), self.tail)
+
+
+@dataclass(frozen=True, eq=False)
+class FourierCovariance(Covariance):
+    """A stationary field on a periodic grid of any dimension: the discrete Fourier transform diagonalises it.
+
+    Args:
+        spectrum: (C, *spatial), the variance of each frequency of the orthonormal FFT, in FFT order and even,
+            S(k) = S(-k); channels are independent.
+    """
+
+    spectrum: Tensor
+
+    def apply(self, f: Callable[..., Tensor], x: Tensor, *coefficients: Tensor) -> Tensor:
+        """f(C) x by two real FFTs."""
+        axes = tuple(range(2, x.ndim))
+        half = self.spectrum[..., : self.spectrum.shape[-1] // 2 + 1]
+        transfer = f(half, *_against(half, coefficients)).to(x)
+        return torch.fft.irfftn(torch.fft.rfftn(x, dim=axes) * transfer, s=x.shape[2:], dim=axes)
+
+    def trace(self, f: Callable[..., Tensor], *coefficients: Tensor) -> Tensor:
+        """Sum over all frequencies."""
+        return DiagonalCovariance(self.spectrum).trace(f, *coefficients)
+
+    def to(self, device: torch.device) -> FourierCovariance:
+        """A copy on this device."""
+        return FourierCovariance(self.spectrum.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """N(mean, covariance) of clean volumes, and its marginals along any path.
+
+    Times are () or (B,). Eigenvalues are best kept in float64; volumes keep their dtype.
+
+    Args:
+        mean: (C, *spatial).
+        covariance: of such volumes.
+    """
+
+    mean: Tensor
+    covariance: Covariance
+
+    @classmethod
+    def fit(
+        cls,
+        samples: Tensor | Iterable[Tensor],
+        kind: Literal["diagonal", "low_rank", "fourier"] = "diagonal",
+        rank: int | None = None,
+    ) -> Gaussian:
+        """The Gaussian with the mean and (in its family) the covariance of these volumes.
+
+        Args:
+            samples: volumes (N, C, *spatial), or batches of them; one batch at a time is held, except for "low_rank",
+                which needs all.
+            kind: the family of the covariance.
+            rank: number of components of "low_rank", below N; the directions left share what variance is left.
+
+        Raises:
+            ValueError: an unknown kind, a rank that does not fit, fewer than two volumes.
+        """
+        batches = [samples] if isinstance(samples, Tensor) else samples
+        if kind == "low_rank":
+            return cls._fit_low_rank(torch.cat(list(batches)).double(), rank)
+        if kind not in ("diagonal", "fourier"):
+            raise ValueError(f"Gaussian.fit: kind is 'diagonal', 'low_rank' or 'fourier', got {kind!r}")
+        if rank is not None:
+            raise ValueError(f"Gaussian.fit: a {kind} covariance has no rank")
+
+        def spectrum(x: Tensor) -> Tensor:
+            return x if kind == "diagonal" else torch.fft.fftn(x, dim=tuple(range(2, x.ndim)), norm="ortho")
+
+        count, total, power = 0, torch.zeros(()), torch.zeros(())
+        for batch in batches:
+            x = batch.double()
+            count, total = count + len(x), total + x.sum(0)
+            power = power + spectrum(x).abs().square().sum(0)
+        if count < 2:
+            raise ValueError(f"Gaussian.fit: needs two volumes at least, got {count}")
+        mean = total / count
+        variance = (power / count - spectrum(mean[None])[0].abs().square()).clamp(min=0)
+        return cls(mean, DiagonalCovariance(variance) if kind == "diagonal" else FourierCovariance(variance))
+
+    @classmethod
+    def _fit_low_rank(cls, x: Tensor, rank: int | None) -> Gaussian:
+        """Principal components from the N x N Gram matrix, since N is far below the number of voxels."""
+        if rank is None or not 0 < rank < len(x):
+            raise ValueError(f"Gaussian.fit: 'low_rank' needs 0 < rank < number of volumes {len(x)}, got {rank}")
+        mean = x.mean(0)
+        centred = (x - mean).flatten(1)
+        values, weights = torch.linalg.eigh(centred @ centred.T / len(x))
+        values, weights = values[-rank:].clamp(min=0), weights[:, -rank:]
+        vectors = torch.linalg.qr(centred.T @ weights).Q.T.reshape(rank, *mean.shape)
+        rest = centred.square().sum() / len(x) - values.sum()
+        tail = float(rest.clamp(min=0)) / max(mean.numel() - rank, 1)
+        return cls(mean, LowRankCovariance(vectors, values, tail))
+
+    def to(self, device: torch.device) -> Gaussian:
+        """A copy on this device."""
+        return Gaussian(self.mean.to(device), self.covariance.to(device))
+
+    def sample(self, noise: Tensor, path: Path, t: Tensor) -> Tensor:
+        """Volumes of the marginal at time t, made from standard normals (B, C, *spatial)."""
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        return expand(alpha, noise) * self.mean.to(noise) + self.covariance.apply(_spread, noise, alpha, sigma)
+
+    def log_prob(self, x: Tensor, path: Path, t: Tensor) -> Tensor:
+        """ln N(x; alpha m, alpha^2 C + sigma^2) of x (B, C, *spatial), in nats: (B,)."""
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        d = x - expand(alpha, x) * self.mean.to(x)
+        whitened = self.covariance.apply(lambda v, a, s: 1 / _variance(v, a, s), d, alpha, sigma)
+        log_det = self.covariance.trace(lambda v, a, s: torch.log(2 * math.pi * _variance(v, a, s)), alpha, sigma)
+        return -0.5 * ((d * whitened).flatten(1).sum(1) + log_det.to(x))
+
+    def denoise(self, x: Tensor, path: Path, t: Tensor) -> Tensor:
+        """E[x_0 | x_t = x] of x (B, C, *spatial)."""
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        d = x - expand(alpha, x) * self.mean.to(x)
+        return self.mean.to(x) + self.covariance.apply(lambda v, a, s: a * v / _variance(v, a, s), d, alpha, sigma)
+
+    def transport(self, x: Tensor, path: Path, t: Tensor, s: Tensor) -> Tensor:
+        """The probability-flow ODE from time t to time s, solved exactly; finite where alpha = 0."""
+        alpha_t, alpha_s = path.alpha(t), path.alpha(s)
+        d = x - expand(alpha_t, x) * self.mean.to(x)
+        moved = self.covariance.apply(
+            lambda v, at, st, as_, ss: torch.sqrt(_variance(v, as_, ss) / _variance(v, at, st)),
+            d, alpha_t, path.sigma(t), alpha_s, path.sigma(s),
+        )  # fmt: skip
+        return expand(alpha_s, x) * self.mean.to(x) + moved
+
+
+def _variance(eigenvalue: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    return alpha**2 * eigenvalue + sigma**2
+
+
+def _spread(eigenvalue: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    return torch.sqrt(_variance(eigenvalue, alpha, sigma))
+
+
+class GaussianDenoiser(Denoiser):
+    """The exact denoiser of Gaussian data.
+
+    Args:
+        path: the path.
+        gaussian: the distribution of clean volumes.
+    """
+
+    def __init__(self, path: Path, gaussian: Gaussian) -> None:
+        super().__init__(path)
+        self.gaussian = gaussian
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]  # takes no conditions
+        """E[x_0 | x_t = x] of x (B, C, *spatial) at times t, () or (B,)."""
+        return self.gaussian.denoise(x, self.path, t)
+
+
+class MixtureDenoiser(Denoiser):
+    """The exact denoiser of a mixture of isotropic Gaussians.
+
+    Args:
+        path: the path.
+        means: (K, C, *spatial).
+        variances: (K,), of each voxel.
+        weights: (K,), which sum to one.
+
+    Raises:
+        ValueError: K differs, a variance is negative, the weights are no distribution.
+    """
+
+    means: Tensor
+    variances: Tensor
+    weights: Tensor
+
+    def __init__(self, path: Path, means: Tensor, variances: Tensor, weights: Tensor) -> None:
+        super().__init__(path)
+        if not len(means) == len(variances) == len(weights) or variances.ndim != 1 or weights.ndim != 1:
+            shapes = tuple(means.shape), tuple(variances.shape), tuple(weights.shape)
+            raise ValueError(f"MixtureDenoiser: means (K, C, ...), variances (K,) and weights (K,), got {shapes}")
+        if (variances < 0).any() or (weights < 0).any() or abs(float(weights.sum()) - 1) > 1e-6:
+            raise ValueError("MixtureDenoiser: variances and weights are not negative, and weights sum to one")
+        self.register_buffer("means", means)
+        self.register_buffer("variances", variances)
+        self.register_buffer("weights", weights)
+
+    def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """ln w_k N_k (B, K); the differences x - alpha m_k (B, K, C, *spatial); alpha v_k / var_k (B, K)."""
+        if x.shape[1:] != self.means.shape[1:]:
+            raise ValueError(f"the mixture is of volumes {tuple(self.means.shape[1:])}, got {tuple(x.shape)}")
+        alpha, sigma = (level.to(x).reshape(-1, 1) for level in (self.path.alpha(t), self.path.sigma(t)))
+        v = self.variances.to(x)
+        variance = alpha**2 * v + sigma**2
+        d = x[:, None] - alpha.reshape(-1, *[1] * x.ndim) * self.means.to(x)
+        log = self.weights.to(x).log() - 0.5 * d.square().flatten(2).sum(2) / variance
+        log = log - 0.5 * self.means[0].numel() * torch.log(2 * math.pi * variance)
+        return log, d, alpha * v / variance
+
+    def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
+        """ln p_t(x) of x (B, C, *spatial) at times t, () or (B,), in nats: (B,)."""
+        return self._components(x, t)[0].logsumexp(1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]  # takes no conditions
+        """E[x_0 | x_t = x] of x (B, C, *spatial) at times t, () or (B,)."""
+        log, d, gain = self._components(x, t)
+        broadcast = (*log.shape, *[1] * (x.ndim - 1))
+        posterior_means = self.means.to(x) + gain.expand(log.shape).reshape(broadcast) * d
+        return (log.softmax(1).reshape(broadcast) * posterior_means).sum(1)
+
+    def gaussian(self) -> Gaussian:
+        """The Gaussian with the mixture's mean and covariance: the means span at most K - 1 directions."""
+        w, v, m = self.weights.double(), self.variances.double(), self.means.double()
+        mean = torch.einsum("k,k...->...", w, m)
+        spread = (w.sqrt().reshape(-1, *[1] * mean.ndim) * (m - mean)).flatten(1)
+        _, singular, vectors = torch.linalg.svd(spread, full_matrices=False)
+        tail = float((w * v).sum())
+        return Gaussian(mean, LowRankCovariance(vectors.reshape(-1, *mean.shape), singular**2 + tail, tail))
+
+
+class EmpiricalDenoiser(Denoiser):
+    """The ideal denoiser of a finite set: it can draw nothing but the set itself.
+
+    Args:
+        path: the path.
+        data: the volumes (N, C, *spatial), equally likely.
+    """
+
+    data: Tensor
+
+    def __init__(self, path: Path, data: Tensor) -> None:
+        super().__init__(path)
+        self.register_buffer("data", data)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]  # takes no conditions
+        """E[x_0 | x_t = x] of x (B, C, *spatial) at times t, () or (B,): a softmax of distances."""
+        alpha, sigma = (level.to(x).reshape(-1, 1) for level in (self.path.alpha(t), self.path.sigma(t)))
+        y = self.data.to(x).flatten(1)
+        # |x - alpha y|^2 without the term that all y share.
+        log = (alpha * (x.flatten(1) @ y.T) - 0.5 * alpha**2 * y.square().sum(1)) / sigma**2
+        return (log.softmax(1) @ y).reshape(x.shape)

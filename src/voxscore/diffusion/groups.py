@@ -1,0 +1,232 @@
+"""Groups: one network, many questions.
+
+A joint state holds several groups of channels, say an image and its label, and each group has a time of its own. A
+group without noise is conditioned on; a group that is pure noise is marginalised out. With image x and label y one
+joint denoiser therefore knows
+
+    E[y_0 | x_0, y_t]     condition on the image              segment
+    E[x_0 | x_t, y_0]     condition on the label              synthesize to a mask
+    E[x_0, y_0 | x_t, y_t]                                    synthesize a labelled case
+    E[x_0 | x_t]          marginalise the label               a prior for reconstruction
+
+A categorical group holds one-hot channels. Its network gives logits, and since x_0 is one of the unit vectors the
+softmax of the logits is its denoiser, E[onehot | x_t] = p(class | x_t).
+
+Source: Bao et al., One Transformer Fits All Distributions in Multi-Modal Diffusion at Scale, ICML 2023 (one time per
+modality); Campbell et al., NeurIPS 2022, treat categories by jumps instead.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from voxscore.diffusion.denoisers import PREDICTIONS, Denoiser, expand
+from voxscore.diffusion.paths import Path
+
+__all__ = ["Group", "JointDenoiser", "JointNetDenoiser", "condition", "marginalize"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that share one noise level.
+
+    Args:
+        name: how `condition` and `marginalize` call it.
+        channels: how many; groups follow each other along the channel axis.
+        categorical: one-hot channels, whose network output is logits.
+        sigma_data: standard deviation of the clean channels, for the preconditioning of a network.
+    """
+
+    name: str
+    channels: int
+    categorical: bool = False
+    sigma_data: float = 0.5
+
+
+class JointDenoiser(Denoiser):
+    """E[x_0 | x_t = x] of a state of several groups.
+
+    Times are () for all groups alike, or (B, G) or (1, G) with a column per group; a single group takes (B,) too.
+
+    Args:
+        path: of every group.
+        groups: in the order of their channels.
+
+    Raises:
+        ValueError: no group, or two of the same name.
+    """
+
+    def __init__(self, path: Path, groups: Sequence[Group]) -> None:
+        super().__init__(path)
+        self.groups = tuple(groups)
+        names = [group.name for group in self.groups]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"a joint denoiser needs groups with different names, got {names}")
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """E[x_0 | x_t = x] of x (B, C, *spatial), the channels of all groups; the result is shaped like x."""
+
+    def group_times(self, x: Tensor, t: Tensor) -> Tensor:
+        """The times of x (B, C, *spatial) as a table (B or 1, G).
+
+        Raises:
+            ValueError: x has not the channels of the groups, or t is none of the shapes above.
+        """
+        names = [group.name for group in self.groups]
+        channels = sum(group.channels for group in self.groups)
+        if x.shape[1] != channels:
+            raise ValueError(f"the groups {names} have {channels} channels, the volume has shape {tuple(x.shape)}")
+        if t.ndim == 0:
+            return t.expand(1, len(names))
+        if t.ndim == 1 and len(names) == 1:
+            t = t[:, None]
+        if t.ndim != 2 or t.shape[1] != len(names) or t.shape[0] not in (1, len(x)):
+            raise ValueError(
+                f"times of the groups {names} are one number, or a table (batch, {len(names)}); got {tuple(t.shape)}"
+            )
+        return t
+
+    def levels(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma), per channel where the groups differ, ready to multiply x (B, C, *spatial)."""
+        if t.ndim == 0:
+            return super().levels(x, t)
+        times = self.group_times(x, t)
+        repeats = torch.tensor([group.channels for group in self.groups], device=times.device)
+        times = times.repeat_interleave(repeats, dim=1)
+        shape = (*times.shape, *[1] * (x.ndim - 2))
+        alpha, sigma = (
+            level.to(x.device, x.dtype).reshape(shape) for level in (self.path.alpha(times), self.path.sigma(times))
+        )
+        return alpha, sigma
+
+    def slices(self) -> dict[str, slice]:
+        """Where each group's channels are."""
+        ends = torch.tensor([group.channels for group in self.groups]).cumsum(0).tolist()
+        return {group.name: slice(end - group.channels, end) for group, end in zip(self.groups, ends, strict=True)}
+
+
+class JointNetDenoiser(JointDenoiser):
+    """A network of several noise levels as a joint denoiser.
+
+    Continuous groups have the preconditioning "edm" of `NetDenoiser`; the output of a categorical group is its
+    logits. The network is called as `net(c_in * x, times, **cond)` with `times` (B, G).
+
+    Args:
+        net: the network; its output is shaped like x.
+        path: the path of every group.
+        groups: in the order of their channels.
+        time_map: what the network is told of a time; by default rho, as a `ScoreUNet` wants it.
+    """
+
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        path: Path,
+        groups: Sequence[Group],
+        time_map: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(path, groups)
+        self.net, self.time_map = net, time_map or path.ratio
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """E[x_0 | x_t = x] of x (B, C, *spatial); a categorical group's part sums to one over its channels."""
+        parts = self.outputs(x, t, **cond)
+        return torch.cat(
+            [part.softmax(1) if g.categorical else part for g, part in zip(self.groups, parts, strict=True)], dim=1
+        )
+
+    def outputs(self, x: Tensor, t: Tensor, **cond: Any) -> list[Tensor]:
+        """Per group what training compares: E[x_0 | x_t] of a continuous group, the logits of a categorical one.
+
+        Raises:
+            ValueError: as `group_times`, or the network's output is not shaped like x.
+        """
+        times = self.group_times(x, t)
+        rows = []
+        for k, group in enumerate(self.groups):
+            alpha, sigma = (expand(level(times[:, k]), x) for level in (self.path.alpha, self.path.sigma))
+            rows.append(PREDICTIONS["edm"](alpha, sigma, group.sigma_data))
+        slices = self.slices()
+        scaled = torch.cat([row[2] * x[:, slices[g.name]] for g, row in zip(self.groups, rows, strict=True)], dim=1)
+        told = self.time_map(times).to(x.device, torch.promote_types(x.dtype, torch.float32))
+        f = self.net(scaled, told.expand(len(x), -1), **cond)
+        if f.shape != x.shape:
+            raise ValueError(f"JointNetDenoiser: the network made {tuple(f.shape)} of a volume {tuple(x.shape)}")
+        parts = []
+        for group, (c_skip, c_out, _) in zip(self.groups, rows, strict=True):
+            part = slices[group.name]
+            parts.append(f[:, part].float() if group.categorical else c_skip * x[:, part] + c_out * f[:, part])
+        return parts
+
+
+class _Pinned(JointDenoiser):
+    """The other groups' denoiser while one group is held at a value and a time."""
+
+    def __init__(self, denoiser: JointDenoiser, group: str, value: Tensor | None, t: Tensor) -> None:
+        names = [g.name for g in denoiser.groups]
+        if group not in names:
+            raise ValueError(f"there is no group {group!r} among {names}")
+        if len(names) == 1:
+            raise ValueError(f"nothing is left to denoise: {group!r} is the only group")
+        super().__init__(denoiser.path, [g for g in denoiser.groups if g.name != group])
+        self.denoiser, self.value, self.t, self.position = denoiser, value, t, names.index(group)
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        times = self.group_times(x, t)
+        k, group = self.position, self.denoiser.groups[self.position]
+        before = sum(g.channels for g in self.denoiser.groups[:k])
+        shape = (len(x), group.channels, *x.shape[2:])
+        if self.value is None:
+            value = x.new_zeros(shape)
+        elif self.value.shape[1:] != shape[1:] or len(self.value) not in (1, len(x)):
+            raise ValueError(
+                f"the group {group.name!r} must have shape {shape} here, its value has {tuple(self.value.shape)}"
+            )
+        else:
+            value = self.value.to(x).expand(shape)
+        pinned = self.t.to(times).expand(len(times), 1)
+        d = self.denoiser(
+            torch.cat([x[:, :before], value, x[:, before:]], dim=1),
+            torch.cat([times[:, :k], pinned, times[:, k:]], dim=1),
+            **cond,
+        )
+        return torch.cat([d[:, :before], d[:, before + group.channels :]], dim=1)
+
+
+def condition(denoiser: JointDenoiser, group: str, value: Tensor) -> JointDenoiser:
+    """The denoiser of the other groups, given the clean value of one.
+
+    Args:
+        denoiser: of all groups.
+        group: name of the known group.
+        value: its clean channels (B or 1, C, *spatial).
+
+    Raises:
+        ValueError: no such group, or no other group.
+    """
+    return _Pinned(denoiser, group, value, torch.tensor(denoiser.path.span[0], dtype=torch.float64))
+
+
+def marginalize(denoiser: JointDenoiser, group: str, noise: Tensor | None = None) -> JointDenoiser:
+    """The denoiser of the other groups, nothing being known of one.
+
+    Exact where the path ends in pure noise (`Flow`, `Cosine`, a `Discrete` with zero terminal signal); elsewhere as
+    exact as the largest noise level hides the group.
+
+    Args:
+        denoiser: of all groups.
+        group: name of the unknown group.
+        noise: the standard normal (B or 1, C, *spatial) to fill it with; its mean, zeros, if None.
+
+    Raises:
+        ValueError: no such group, or no other group.
+    """
+    t = denoiser.path.t_noise
+    return _Pinned(denoiser, group, None if noise is None else denoiser.path.sigma(t) * noise, t)

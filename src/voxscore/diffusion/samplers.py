@@ -1,0 +1,176 @@
+"""The sampling loop: walk a noisy volume back along a path, one step rule at a time.
+
+A sampler is a rule for one step from time t to time s < t,
+
+    x_s, state = step(denoiser, x_t, t, s, noise, state),
+
+and this file has the one loop that applies it to a grid of times. Noise comes in as an argument and the memory of a
+multistep rule as an explicit state, so a rule holds nothing and knows no random numbers. The rules themselves are in
+`ode_samplers` (they follow the probability-flow ODE) and `sde_samplers` (they add noise on the way).
+
+Each volume of a batch has a random generator of its own: a seed means the same volume at any batch size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from voxscore.diffusion.denoisers import Denoiser
+from voxscore.diffusion.paths import Path
+
+__all__ = ["Generators", "Noise", "Sampler", "VolumeNoise", "sample", "trajectory"]
+
+Noise = Callable[[Tensor], Tensor]
+"""Standard normals shaped like the volumes it is given."""
+
+Generators = Generator | Sequence[Generator] | None
+"""One generator to seed every volume's own from, or a generator per volume, or fresh entropy."""
+
+
+class Sampler(ABC):
+    """A rule for one step."""
+
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """The power of the step size with which the error of the ODE (of the variance, if stochastic) vanishes."""
+
+    @property
+    @abstractmethod
+    def stochastic(self) -> bool:
+        """Whether the rule draws noise."""
+
+    @abstractmethod
+    def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
+        """One step from time t to time s.
+
+        Args:
+            denoiser: E[x_0 | x_t].
+            x: volumes at time t (B, C, *spatial).
+            t: where they are, a float64 scalar with sigma(t) > 0.
+            s: where they go, a float64 scalar nearer to clean data.
+            noise: source of standard normals.
+            state: what the previous step returned; None in the first.
+
+        Returns:
+            The volumes at time s, and the state for the next step.
+        """
+
+
+class VolumeNoise:
+    """Standard normals from a generator per volume.
+
+    Args:
+        generator: a generator per volume; or one, from which every volume's own is seeded, in order; or None, which
+            takes fresh entropy from the operating system. PyTorch's global generator is never used.
+        batch: number of volumes.
+
+    Raises:
+        ValueError: the number of generators is not the number of volumes.
+    """
+
+    def __init__(self, generator: Generators, batch: int) -> None:
+        if generator is None:
+            generator = Generator()
+            generator.seed()
+        if isinstance(generator, Generator):
+            device = generator.device
+            seeds = [int(torch.randint(2**62, (), generator=generator, device=device)) for _ in range(batch)]
+            generator = [Generator(device).manual_seed(seed) for seed in seeds]
+        if len(generator) != batch:
+            raise ValueError(f"a generator per volume: got {len(generator)} for a batch of {batch}")
+        self.generators = list(generator)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Standard normals of the shape, dtype and device of x (B, C, *spatial)."""
+        return torch.stack(
+            [
+                torch.randn(x.shape[1:], generator=g, device=g.device, dtype=x.dtype).to(x.device)
+                for g in self.generators
+            ]
+        )
+
+
+class _Watched(Denoiser):
+    """The denoiser, stopped at the first result that is no volume."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__(denoiser.path)
+        self.denoiser = denoiser
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        d = self.denoiser(x, t, **cond)
+        if d.shape != x.shape:
+            raise ValueError(f"the denoiser made {tuple(d.shape)} of a volume {tuple(x.shape)}")
+        if not torch.isfinite(d).all():
+            raise ValueError(
+                f"the denoiser returned NaN or infinity at t = {float(t):.6g}, "
+                f"noise level sigma/alpha = {float(self.path.ratio(t)):.6g}"
+            )
+        return d
+
+
+def _grid(path: Path, times: Tensor) -> Tensor:
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(f"times is a grid of two times at least (one step), got the shape {tuple(times.shape)}")
+    grid = times.detach().to("cpu", torch.float64)
+    if not (grid[1:] < grid[:-1]).all():
+        raise ValueError("times must descend, from noise to data")
+    low, high = path.span
+    if not low <= float(grid[-1]) <= float(grid[0]) <= high:
+        raise ValueError(
+            f"times must lie in [{low:g}, {high:g}], the span of {type(path).__name__}; "
+            f"got {float(grid[0]):g} to {float(grid[-1]):g}"
+        )
+    return grid
+
+
+def trajectory(
+    denoiser: Denoiser, x: Tensor, times: Tensor, sampler: Sampler, generator: Generators = None
+) -> Iterator[Tensor]:
+    """The states of a sampling run, one for each time of the grid: x itself, then what each step makes of it.
+
+    Arguments and errors are those of `sample`; the arguments are checked at once, the steps run as states are asked
+    for.
+    """
+    grid = _grid(denoiser.path, times)
+    if x.ndim < 2 or not x.is_floating_point():
+        raise ValueError(f"x is a batch of volumes (B, C, *spatial) of floats, got {tuple(x.shape)} of {x.dtype}")
+    return _states(_Watched(denoiser), x, grid, sampler, VolumeNoise(generator, len(x)))
+
+
+def _states(denoiser: Denoiser, x: Tensor, grid: Tensor, sampler: Sampler, noise: Noise) -> Iterator[Tensor]:
+    state = None
+    yield x
+    for t, s in pairwise(grid):
+        with torch.no_grad():
+            x, state = sampler.step(denoiser, x, t, s, noise, state)
+        yield x
+
+
+def sample(denoiser: Denoiser, x: Tensor, times: Tensor, sampler: Sampler, generator: Generators = None) -> Tensor:
+    """Walk noisy volumes back along the path.
+
+    Args:
+        denoiser: E[x_0 | x_t]; it knows its path.
+        x: the noisy start (B, C, *spatial) at the first time, usually sigma(t) times standard normals.
+        times: descending times (n + 1,) in the path's t, as `karras_times` makes them; n steps.
+        sampler: the step rule.
+        generator: where a stochastic rule gets its noise: one generator, from which every volume's own is seeded; or
+            a list with one per volume; or None for fresh entropy.
+
+    Returns:
+        The volumes at the last time, in the dtype of x.
+
+    Raises:
+        ValueError: a grid with no step, not descending or outside the path's span; x is no batch of volumes; the
+            denoiser returns another shape, NaN or infinity (the message says at which noise level).
+    """
+    return deque(trajectory(denoiser, x, times, sampler, generator), maxlen=1).pop()
