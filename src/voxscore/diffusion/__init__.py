@@ -10,6 +10,8 @@ Read in this order; each file begins with its theory.
     ode_samplers    ... by the probability-flow ODE
     sde_samplers    ... with noise on the way
     teleportation   skipping the first steps
+    likelihood      how probable a volume is
+    posteriors      a denoiser that has seen a measurement
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from voxscore.diffusion.exact import (
     MixtureDenoiser,
 )
 from voxscore.diffusion.groups import Group, JointDenoiser, JointNetDenoiser, condition, marginalize
+from voxscore.diffusion.likelihood import bits_per_voxel, log_likelihood
 from voxscore.diffusion.ode_samplers import DEIS, DPMSolver, Euler, Heun, UniPC
 from voxscore.diffusion.paths import (
     EDM,
@@ -39,12 +42,14 @@ from voxscore.diffusion.paths import (
     log_uniform_times,
     uniform_times,
 )
+from voxscore.diffusion.posteriors import DPS, Decomposed, MomentMatching, PiGDM, Projection
 from voxscore.diffusion.samplers import Sampler, VolumeNoise, sample, trajectory
 from voxscore.diffusion.sde_samplers import Ancestral, Consistency, PredictorCorrector, Restart, ReverseDiffusion
 from voxscore.diffusion.teleportation import Teleport, explained_variance, jump_ratio
 
 __all__ = [
     "DEIS",
+    "DPS",
     "EDM",
     "VE",
     "VP",
@@ -52,6 +57,7 @@ __all__ = [
     "Consistency",
     "Cosine",
     "DPMSolver",
+    "Decomposed",
     "Denoiser",
     "DiagonalCovariance",
     "Discrete",
@@ -67,9 +73,12 @@ __all__ = [
     "JointNetDenoiser",
     "LowRankCovariance",
     "MixtureDenoiser",
+    "MomentMatching",
     "NetDenoiser",
     "Path",
+    "PiGDM",
     "PredictorCorrector",
+    "Projection",
     "Restart",
     "ReverseDiffusion",
     "Sampler",
@@ -78,11 +87,13 @@ __all__ = [
     "UniPC",
     "VolumeNoise",
     "bind",
+    "bits_per_voxel",
     "condition",
     "explained_variance",
     "guide",
     "jump_ratio",
     "karras_times",
+    "log_likelihood",
     "log_uniform_times",
     "marginalize",
     "sample",

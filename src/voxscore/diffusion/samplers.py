@@ -98,14 +98,23 @@ class VolumeNoise:
         )
 
 
-class _Watched(Denoiser):
-    """The denoiser, stopped at the first result that is no volume."""
+class WatchedDenoiser(Denoiser):
+    """A denoiser that stops a run at its first result that is no volume.
+
+    Args:
+        denoiser: the denoiser to watch.
+    """
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__(denoiser.path)
         self.denoiser = denoiser
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """E[x_0 | x_t = x], of the right shape and finite.
+
+        Raises:
+            ValueError: another shape, NaN or infinity; the message says at which noise level.
+        """
         d = self.denoiser(x, t, **cond)
         if d.shape != x.shape:
             raise ValueError(f"the denoiser made {tuple(d.shape)} of a volume {tuple(x.shape)}")
@@ -117,7 +126,12 @@ class _Watched(Denoiser):
         return d
 
 
-def _grid(path: Path, times: Tensor) -> Tensor:
+def checked_grid(path: Path, times: Tensor) -> Tensor:
+    """The times in float64 on the CPU, if they are a descending grid within the span of the path.
+
+    Raises:
+        ValueError: they are not.
+    """
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"times is a grid of two times at least (one step), got the shape {tuple(times.shape)}")
     grid = times.detach().to("cpu", torch.float64)
@@ -140,17 +154,20 @@ def trajectory(
     Arguments and errors are those of `sample`; the arguments are checked at once, the steps run as states are asked
     for.
     """
-    grid = _grid(denoiser.path, times)
+    grid = checked_grid(denoiser.path, times)
     if x.ndim < 2 or not x.is_floating_point():
         raise ValueError(f"x is a batch of volumes (B, C, *spatial) of floats, got {tuple(x.shape)} of {x.dtype}")
-    return _states(_Watched(denoiser), x, grid, sampler, VolumeNoise(generator, len(x)))
+    return _states(WatchedDenoiser(denoiser), x, grid, sampler, VolumeNoise(generator, len(x)))
 
 
 def _states(denoiser: Denoiser, x: Tensor, grid: Tensor, sampler: Sampler, noise: Noise) -> Iterator[Tensor]:
     state = None
     yield x
+    # Not in inference mode: posteriors take gradients inside a step.
+    with torch.inference_mode(False):
+        x, grid = x.detach().clone(), grid.clone()
     for t, s in pairwise(grid):
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             x, state = sampler.step(denoiser, x, t, s, noise, state)
         yield x
 

@@ -94,7 +94,7 @@ def jump_ratio(
     denoiser: Denoiser,
     gaussian: Gaussian,
     times: Tensor,
-    tolerance: float = 1e-3,
+    tolerance: float = 1e-4,
     batch: int = 4,
     generator: Generators = None,
 ) -> float:
@@ -104,7 +104,8 @@ def jump_ratio(
         denoiser: E[x_0 | x_t].
         gaussian: mean and covariance of the clean data.
         times: descending, (n,), with noise left at the last.
-        tolerance: 1 - EV allowed.
+        tolerance: 1 - EV allowed. The jump leaves an error of its own, which more steps do not mend: on a mixture of
+            two modes 0.4 % of the data's standard deviation at 1e-3, 0.2 % at 1e-4, 0.05 % at 1e-5.
         batch: volumes to average over.
         generator: where they come from.
 
