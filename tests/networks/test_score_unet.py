@@ -64,9 +64,16 @@ def test_every_parameter_learns():
 def test_bad_arguments_teach():
     with pytest.raises(ValueError, match="two levels"):
         ScoreUNet(3, 1, 2, (8,))
-    with pytest.raises(ValueError, match="n_times must be 0"):
-        ScoreUNet(3, 1, 2, SMALL, n_times=1)
+    for n_times in (-1, 3):
+        with pytest.raises(ValueError, match=f"n_times is 0, 1 or 2, got {n_times}"):
+            ScoreUNet(3, 1, 2, SMALL, n_times=n_times)
+    with pytest.raises(ValueError, match="cond_features=3 needs n_times=1 or 2"):
+        ScoreUNet(3, 1, 2, SMALL, cond_features=3)
     with pytest.raises(ValueError, match="three levels"):
         ScoreUNet(3, 1, 2, (8, 8), deep_heads=True)
     with pytest.raises(ValueError, match="'cse', 'sse', 'scse', None"):
         ScoreUNet(3, 1, 2, SMALL, "se")
+    x = torch.randn(1, 1, 4, 4, 4)
+    for extra in ({"t": torch.tensor(0.0)}, {"cond": torch.zeros(1, 3)}):
+        with pytest.raises(ValueError, match="n_times=0 takes neither t nor cond"):
+            ScoreUNet(3, 1, 2, SMALL)(x, **extra)

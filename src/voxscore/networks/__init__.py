@@ -1,4 +1,4 @@
-"""3-D and 2-D networks: a residual U-Net with squeeze-and-excitation and heads for self-distillation."""
+"""3-D and 2-D networks: a residual U-Net with noise levels, squeeze-and-excitation and self-distillation."""
 
 from __future__ import annotations
 
