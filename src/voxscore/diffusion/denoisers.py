@@ -70,14 +70,18 @@ class Denoiser(nn.Module, ABC):
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """E[x_0 | x_t = x] of x (B, C, *spatial) at times t, () or (B,); the result is shaped like x."""
 
+    def expand(self, coefficient: Tensor, x: Tensor) -> Tensor:
+        """A function of the times, of their shape, ready to multiply x; computed in their dtype, rounded last."""
+        return expand(coefficient, x)
+
     def levels(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) at t, () or (B,), ready to multiply x."""
-        return expand(self.path.alpha(t), x), expand(self.path.sigma(t), x)
+        """(alpha, sigma) at t, ready to multiply x."""
+        return self.expand(self.path.alpha(t), x), self.expand(self.path.sigma(t), x)
 
     def score(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """grad log p_t(x), shaped like x."""
         alpha, sigma = self.levels(x, t)
-        return (alpha * self(x, t, **cond) - x) / sigma**2
+        return (alpha * self(x, t, **cond) - x) / sigma / sigma  # the square may leave the range of a short dtype
 
     def noise(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """E[eps | x_t = x], shaped like x."""
@@ -87,7 +91,7 @@ class Denoiser(nn.Module, ABC):
     def velocity(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """dx/dt of the probability-flow ODE, shaped like x."""
         alpha, sigma = self.levels(x, t)
-        alpha_rate, sigma_rate = (expand(rate, x) for rate in self.path.rates(t))
+        alpha_rate, sigma_rate = (self.expand(rate, x) for rate in self.path.rates(t))
         d = self(x, t, **cond)
         return alpha_rate * d + sigma_rate * (x - alpha * d) / sigma
 
@@ -107,6 +111,12 @@ PREDICTIONS: dict[str, Callable[[Tensor, Tensor, float], Coefficients]] = {
         1 / torch.sqrt(a**2 * d**2 + s**2),
     ),
 }
+
+
+def coefficients(prediction: str, path: Path, t: Tensor, sigma_data: float, x: Tensor) -> list[Tensor | float]:
+    """(c_skip, c_out, c_in) of the table at times t, () or (B,): computed in the dtype of t, rounded to that of x."""
+    row = PREDICTIONS[prediction](path.alpha(t), path.sigma(t), sigma_data)
+    return [c if isinstance(c, float) else expand(c, x) for c in row]
 
 
 class NetDenoiser(Denoiser):
@@ -148,7 +158,7 @@ class NetDenoiser(Denoiser):
         Raises:
             ValueError: the network's output is not shaped like x.
         """
-        c_skip, c_out, c_in = PREDICTIONS[self.prediction](*self.levels(x, t), self.sigma_data)
+        c_skip, c_out, c_in = coefficients(self.prediction, self.path, t, self.sigma_data, x)
         time = t if self.time_map is None else self.time_map(t)
         f = self.net(c_in * x, network_time(time, x), **cond)
         if f.shape != x.shape:

@@ -61,8 +61,9 @@ class Covariance(ABC):
 
 
 def _against(eigenvalues: Tensor, coefficients: tuple[Tensor, ...]) -> list[Tensor]:
-    """Each coefficient () or (B,) in a shape that broadcasts over the eigenvalues with a batch axis in front."""
-    return [c.to(eigenvalues).reshape((*c.shape, *[1] * (eigenvalues.ndim * c.ndim))) for c in coefficients]
+    """The eigenvalues, and each coefficient () or (B,) in a shape that gives them a batch axis; all in float64."""
+    e = eigenvalues.double()
+    return [e, *(c.to(e).reshape((*c.shape, *[1] * (e.ndim * c.ndim))) for c in coefficients)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +78,11 @@ class DiagonalCovariance(Covariance):
 
     def apply(self, f: Callable[..., Tensor], x: Tensor, *coefficients: Tensor) -> Tensor:
         """f(C) x: voxel by voxel."""
-        return f(self.variance, *_against(self.variance, coefficients)).to(x) * x
+        return f(*_against(self.variance, coefficients)).to(x) * x
 
     def trace(self, f: Callable[..., Tensor], *coefficients: Tensor) -> Tensor:
         """Sum over voxels."""
-        value = f(self.variance, *_against(self.variance, coefficients))
+        value = f(*_against(self.variance, coefficients))
         return value.flatten(value.ndim - self.variance.ndim).sum(-1)
 
     def to(self, device: torch.device) -> DiagonalCovariance:
@@ -105,19 +106,19 @@ class LowRankCovariance(Covariance):
 
     def apply(self, f: Callable[..., Tensor], x: Tensor, *coefficients: Tensor) -> Tensor:
         """f(C) x = f(tail) x + U (f(values) - f(tail)) U^T x."""
-        scalars = _against(self.values, coefficients)
-        tail = f(torch.full_like(self.values[:1], self.tail), *scalars)
-        weights = (f(self.values, *scalars) - tail).to(x)
+        values, *scalars = _against(self.values, coefficients)
+        tail = f(torch.full_like(values[:1], self.tail), *scalars)
+        weights = (f(values, *scalars) - tail).to(x)
         u = self.vectors.to(x).flatten(1)
         projected = (x.flatten(1) @ u.T * weights) @ u
         return (tail.to(x) * x.flatten(1) + projected).reshape(x.shape)
 
     def trace(self, f: Callable[..., Tensor], *coefficients: Tensor) -> Tensor:
         """Sum over the components, and the tail as often as directions are left."""
-        scalars = _against(self.values, coefficients)
-        rest = self.vectors[0].numel() - len(self.values)
-        tail = f(torch.full_like(self.values[:1], self.tail), *scalars)
-        return f(self.values, *scalars).sum(-1) + rest * tail.squeeze(-1)
+        values, *scalars = _against(self.values, coefficients)
+        rest = self.vectors[0].numel() - len(values)
+        tail = f(torch.full_like(values[:1], self.tail), *scalars)
+        return f(values, *scalars).sum(-1) + rest * tail.squeeze(-1)
 
     def to(self, device: torch.device) -> LowRankCovariance:
         """A copy on this device."""
@@ -136,11 +137,12 @@ class FourierCovariance(Covariance):
     spectrum: Tensor
 
     def apply(self, f: Callable[..., Tensor], x: Tensor, *coefficients: Tensor) -> Tensor:
-        """f(C) x by two real FFTs."""
+        """f(C) x by two real FFTs, in float32 at least."""
         axes = tuple(range(2, x.ndim))
         half = self.spectrum[..., : self.spectrum.shape[-1] // 2 + 1]
-        transfer = f(half, *_against(half, coefficients)).to(x)
-        return torch.fft.irfftn(torch.fft.rfftn(x, dim=axes) * transfer, s=x.shape[2:], dim=axes)
+        y = x.to(torch.promote_types(x.dtype, torch.float32))
+        transfer = f(*_against(half, coefficients)).to(y)
+        return torch.fft.irfftn(torch.fft.rfftn(y, dim=axes) * transfer, s=y.shape[2:], dim=axes).to(x.dtype)
 
     def trace(self, f: Callable[..., Tensor], *coefficients: Tensor) -> Tensor:
         """Sum over all frequencies."""
@@ -155,7 +157,8 @@ class FourierCovariance(Covariance):
 class Gaussian:
     """N(mean, covariance) of clean volumes, and its marginals along any path.
 
-    Times are () or (B,). Eigenvalues are best kept in float64; volumes keep their dtype.
+    Methods raise ValueError for volumes of another shape than the mean's. Times are () or (B,). Functions of the
+    eigenvalues are computed in float64; volumes keep their dtype.
 
     Args:
         mean: (C, *spatial).
@@ -172,7 +175,7 @@ class Gaussian:
         kind: Literal["diagonal", "low_rank", "fourier"] = "diagonal",
         rank: int | None = None,
     ) -> Gaussian:
-        """The Gaussian with the mean and (in its family) the covariance of these volumes.
+        """The Gaussian with the mean and (in its family) the covariance, a mean over N, of these volumes.
 
         Args:
             samples: volumes (N, C, *spatial), or batches of them; one batch at a time is held, except for "low_rank",
@@ -185,7 +188,7 @@ class Gaussian:
         """
         batches = [samples] if isinstance(samples, Tensor) else samples
         if kind == "low_rank":
-            return cls._fit_low_rank(torch.cat(list(batches)).double(), rank)
+            return cls._fit_low_rank(list(batches), rank)
         if kind not in ("diagonal", "fourier"):
             raise ValueError(f"Gaussian.fit: kind is 'diagonal', 'low_rank' or 'fourier', got {kind!r}")
         if rank is not None:
@@ -206,14 +209,19 @@ class Gaussian:
         return cls(mean, DiagonalCovariance(variance) if kind == "diagonal" else FourierCovariance(variance))
 
     @classmethod
-    def _fit_low_rank(cls, x: Tensor, rank: int | None) -> Gaussian:
+    def _fit_low_rank(cls, batches: list[Tensor], rank: int | None) -> Gaussian:
         """Principal components from the N x N Gram matrix, since N is far below the number of voxels."""
-        if rank is None or not 0 < rank < len(x):
-            raise ValueError(f"Gaussian.fit: 'low_rank' needs 0 < rank < number of volumes {len(x)}, got {rank}")
+        count = sum(map(len, batches))
+        if rank is None or not 0 < rank < count or rank > batches[0][0].numel():
+            raise ValueError(
+                f"Gaussian.fit: 'low_rank' needs 0 < rank < number of volumes {count}, at most the voxels, got {rank}"
+            )
+        x = torch.cat(batches).double()
         mean = x.mean(0)
         centred = (x - mean).flatten(1)
         values, weights = torch.linalg.eigh(centred @ centred.T / len(x))
-        values, weights = values[-rank:].clamp(min=0), weights[:, -rank:]
+        # The largest first: QR keeps the leading columns, and rounding errors are all there is in an empty component.
+        values, weights = values.flip(0)[:rank].clamp(min=0), weights.flip(1)[:, :rank]
         vectors = torch.linalg.qr(centred.T @ weights).Q.T.reshape(rank, *mean.shape)
         rest = centred.square().sum() / len(x) - values.sum()
         tail = float(rest.clamp(min=0)) / max(mean.numel() - rank, 1)
@@ -226,12 +234,18 @@ class Gaussian:
     def sample(self, noise: Tensor, path: Path, t: Tensor) -> Tensor:
         """Volumes of the marginal at time t, made from standard normals (B, C, *spatial)."""
         alpha, sigma = path.alpha(t), path.sigma(t)
-        return expand(alpha, noise) * self.mean.to(noise) + self.covariance.apply(_spread, noise, alpha, sigma)
+        return self._mean(alpha, noise) + self.covariance.apply(_spread, noise, alpha, sigma)
+
+    def _mean(self, alpha: Tensor, x: Tensor) -> Tensor:
+        """alpha m, ready to be added to x (B, C, *spatial)."""
+        if x.shape[1:] != self.mean.shape:
+            raise ValueError(f"the Gaussian is of volumes {tuple(self.mean.shape)}, got {tuple(x.shape)}")
+        return expand(alpha, x) * self.mean.to(x)
 
     def log_prob(self, x: Tensor, path: Path, t: Tensor) -> Tensor:
         """ln N(x; alpha m, alpha^2 C + sigma^2) of x (B, C, *spatial), in nats: (B,)."""
         alpha, sigma = path.alpha(t), path.sigma(t)
-        d = x - expand(alpha, x) * self.mean.to(x)
+        d = x - self._mean(alpha, x)
         whitened = self.covariance.apply(lambda v, a, s: 1 / _variance(v, a, s), d, alpha, sigma)
         log_det = self.covariance.trace(lambda v, a, s: torch.log(2 * math.pi * _variance(v, a, s)), alpha, sigma)
         return -0.5 * ((d * whitened).flatten(1).sum(1) + log_det.to(x))
@@ -239,18 +253,18 @@ class Gaussian:
     def denoise(self, x: Tensor, path: Path, t: Tensor) -> Tensor:
         """E[x_0 | x_t = x] of x (B, C, *spatial)."""
         alpha, sigma = path.alpha(t), path.sigma(t)
-        d = x - expand(alpha, x) * self.mean.to(x)
+        d = x - self._mean(alpha, x)
         return self.mean.to(x) + self.covariance.apply(lambda v, a, s: a * v / _variance(v, a, s), d, alpha, sigma)
 
     def transport(self, x: Tensor, path: Path, t: Tensor, s: Tensor) -> Tensor:
         """The probability-flow ODE from time t to time s, solved exactly; finite where alpha = 0."""
         alpha_t, alpha_s = path.alpha(t), path.alpha(s)
-        d = x - expand(alpha_t, x) * self.mean.to(x)
+        d = x - self._mean(alpha_t, x)
         moved = self.covariance.apply(
             lambda v, at, st, as_, ss: torch.sqrt(_variance(v, as_, ss) / _variance(v, at, st)),
             d, alpha_t, path.sigma(t), alpha_s, path.sigma(s),
         )  # fmt: skip
-        return expand(alpha_s, x) * self.mean.to(x) + moved
+        return self._mean(alpha_s, x) + moved
 
 
 def _variance(eigenvalue: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -351,10 +365,14 @@ class EmpiricalDenoiser(Denoiser):
 
     def __init__(self, path: Path, data: Tensor) -> None:
         super().__init__(path)
+        if not len(data):
+            raise ValueError("EmpiricalDenoiser: needs one volume at least")
         self.register_buffer("data", data)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]  # takes no conditions
         """E[x_0 | x_t = x] of x (B, C, *spatial) at times t, () or (B,): a softmax of distances."""
+        if x.shape[1:] != self.data.shape[1:]:
+            raise ValueError(f"the set is of volumes {tuple(self.data.shape[1:])}, got {tuple(x.shape)}")
         alpha, sigma = (level.to(x).reshape(-1, 1) for level in (self.path.alpha(t), self.path.sigma(t)))
         y = self.data.to(x).flatten(1)
         # |x - alpha y|^2 without the term that all y share.

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from voxscore.diffusion.denoisers import PREDICTIONS, Denoiser, expand
+from voxscore.diffusion.denoisers import Denoiser, coefficients
 from voxscore.diffusion.paths import Path
 
 __all__ = ["Group", "JointDenoiser", "JointNetDenoiser", "condition", "marginalize"]
@@ -93,18 +93,14 @@ class JointDenoiser(Denoiser):
             )
         return t
 
-    def levels(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma), per channel where the groups differ, ready to multiply x (B, C, *spatial)."""
-        if t.ndim == 0:
-            return super().levels(x, t)
-        times = self.group_times(x, t)
-        repeats = torch.tensor([group.channels for group in self.groups], device=times.device)
-        times = times.repeat_interleave(repeats, dim=1)
-        shape = (*times.shape, *[1] * (x.ndim - 2))
-        alpha, sigma = (
-            level.to(x.device, x.dtype).reshape(shape) for level in (self.path.alpha(times), self.path.sigma(times))
-        )
-        return alpha, sigma
+    def expand(self, coefficient: Tensor, x: Tensor) -> Tensor:
+        """A function of the times, of their shape, ready to multiply x (B, C, *spatial): per channel of its group."""
+        if coefficient.ndim == 0:
+            return super().expand(coefficient, x)
+        table = self.group_times(x, coefficient)
+        repeats = torch.tensor([group.channels for group in self.groups], device=table.device)
+        table = table.repeat_interleave(repeats, dim=1).to(x.device, x.dtype)
+        return table.reshape(*table.shape, *[1] * (x.ndim - 2))
 
     def slices(self) -> dict[str, slice]:
         """Where each group's channels are."""
@@ -140,7 +136,7 @@ class JointNetDenoiser(JointDenoiser):
         parts = self.outputs(x, t, **cond)
         return torch.cat(
             [part.softmax(1) if g.categorical else part for g, part in zip(self.groups, parts, strict=True)], dim=1
-        )
+        ).to(x.dtype)
 
     def outputs(self, x: Tensor, t: Tensor, **cond: Any) -> list[Tensor]:
         """Per group what training compares: E[x_0 | x_t] of a continuous group, the logits of a categorical one.
@@ -149,10 +145,7 @@ class JointNetDenoiser(JointDenoiser):
             ValueError: as `group_times`, or the network's output is not shaped like x.
         """
         times = self.group_times(x, t)
-        rows = []
-        for k, group in enumerate(self.groups):
-            alpha, sigma = (expand(level(times[:, k]), x) for level in (self.path.alpha, self.path.sigma))
-            rows.append(PREDICTIONS["edm"](alpha, sigma, group.sigma_data))
+        rows = [coefficients("edm", self.path, times[:, k], group.sigma_data, x) for k, group in enumerate(self.groups)]
         slices = self.slices()
         scaled = torch.cat([row[2] * x[:, slices[g.name]] for g, row in zip(self.groups, rows, strict=True)], dim=1)
         told = self.time_map(times).to(x.device, torch.promote_types(x.dtype, torch.float32))
@@ -162,7 +155,10 @@ class JointNetDenoiser(JointDenoiser):
         parts = []
         for group, (c_skip, c_out, _) in zip(self.groups, rows, strict=True):
             part = slices[group.name]
-            parts.append(f[:, part].float() if group.categorical else c_skip * x[:, part] + c_out * f[:, part])
+            if group.categorical:
+                parts.append(f[:, part].to(torch.promote_types(f.dtype, torch.float32)))
+            else:
+                parts.append(c_skip * x[:, part] + c_out * f[:, part])
         return parts
 
 
@@ -201,7 +197,7 @@ class _Pinned(JointDenoiser):
 
 
 def condition(denoiser: JointDenoiser, group: str, value: Tensor) -> JointDenoiser:
-    """The denoiser of the other groups, given the clean value of one.
+    """The denoiser of the other groups, given the clean value of one; `bind` and `guide` come after it.
 
     Args:
         denoiser: of all groups.
@@ -209,7 +205,7 @@ def condition(denoiser: JointDenoiser, group: str, value: Tensor) -> JointDenois
         value: its clean channels (B or 1, C, *spatial).
 
     Raises:
-        ValueError: no such group, or no other group.
+        ValueError: no such group, or no other group; when called, a value that does not fit the volume.
     """
     return _Pinned(denoiser, group, value, torch.tensor(denoiser.path.span[0], dtype=torch.float64))
 
@@ -226,7 +222,7 @@ def marginalize(denoiser: JointDenoiser, group: str, noise: Tensor | None = None
         noise: the standard normal (B or 1, C, *spatial) to fill it with; its mean, zeros, if None.
 
     Raises:
-        ValueError: no such group, or no other group.
+        ValueError: no such group, or no other group; when called, noise that does not fit the volume.
     """
     t = denoiser.path.t_noise
     return _Pinned(denoiser, group, None if noise is None else denoiser.path.sigma(t) * noise, t)

@@ -13,11 +13,10 @@ the same probability-flow ODE,
 
     d(x/alpha) / d rho = (x/alpha - E[x_0 | x_t]) / rho,
 
-so a sampler never needs to know which path it walks on; paths differ in the times at which a network was trained
-and in where a time grid puts its steps.
+so a sampler never needs to know which path it walks on; paths differ in the times at which a network was trained.
 
 Sources: Song et al., Score-Based Generative Modeling through SDEs, ICLR 2021 (VP, sub-VP, VE); Karras et al.,
-Elucidating the Design Space of Diffusion-Based Generative Models, NeurIPS 2022 (EDM, the grid); Nichol and Dhariwal,
+Elucidating the Design Space of Diffusion-Based Generative Models, NeurIPS 2022 (EDM); Nichol and Dhariwal,
 Improved DDPM, ICML 2021 (cosine); Lipman et al., Flow Matching, ICLR 2023 (flow); Ho et al., DDPM, NeurIPS 2020
 (discrete).
 """
@@ -42,16 +41,13 @@ __all__ = [
     "Flow",
     "Path",
     "SubVP",
-    "karras_times",
-    "log_uniform_times",
-    "uniform_times",
 ]
 
 
 class Path(ABC):
     """alpha(t) and sigma(t) of x_t = alpha x_0 + sigma eps; all other functions of time are derived from them.
 
-    Times are tensors of any shape; results have their shape, dtype and device.
+    Times are floating-point tensors of any shape; results have their shape, dtype and device.
     """
 
     @property
@@ -117,6 +113,10 @@ class _LinearBeta(Path):
     beta_min: float = 0.1
     beta_max: float = 20.0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min <= self.beta_max:
+            raise ValueError(f"{type(self).__name__}: 0 < beta_min <= beta_max, got {self.beta_min}, {self.beta_max}")
+
     @property
     def span(self) -> tuple[float, float]:
         """(0, 1)."""
@@ -133,8 +133,9 @@ class _LinearBeta(Path):
         return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
 
     def integral_time(self, b: Tensor) -> Tensor:
-        """The root t >= 0 of B(t) = b, in the form without cancellation."""
-        return 2 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b))
+        """The root t >= 0 of B(t) = b, in the form without cancellation and with t = inf at b = inf."""
+        start = self.beta_min / b
+        return 2 / (start + torch.sqrt(start**2 + 2 * (self.beta_max - self.beta_min) / b))
 
     def alpha(self, t: Tensor) -> Tensor:
         """exp(-B/2)."""
@@ -150,6 +151,9 @@ class VP(_LinearBeta):
     Args:
         beta_min: beta(0).
         beta_max: beta(1).
+
+    Raises:
+        ValueError: not 0 < beta_min <= beta_max.
     """
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -170,6 +174,9 @@ class SubVP(_LinearBeta):
     Args:
         beta_min: beta(0).
         beta_max: beta(1).
+
+    Raises:
+        ValueError: not 0 < beta_min <= beta_max.
     """
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -192,10 +199,17 @@ class VE(Path):
     Args:
         sigma_min: sigma(0).
         sigma_max: sigma(1).
+
+    Raises:
+        ValueError: not 0 < sigma_min < sigma_max.
     """
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"VE: 0 < sigma_min < sigma_max, got {self.sigma_min}, {self.sigma_max}")
 
     @property
     def span(self) -> tuple[float, float]:
@@ -261,6 +275,8 @@ class EDM(Path):
 class Cosine(Path):
     """Nichol and Dhariwal: alpha = cos(a)/cos(a_0), a = (t + s)/(1 + s) pi/2, sigma^2 = 1 - alpha^2 (eq. 17).
 
+    Computed from a - a_0 and pi/2 - a, which are proportional to t and 1 - t: neither end loses digits.
+
     Published form: f = -a' tan(a), g^2 = 2 a' tan(a). Times in [0, 1]; no signal is left at t = 1.
 
     Args:
@@ -283,24 +299,26 @@ class Cosine(Path):
     def _start(self) -> float:
         return self.s / (1 + self.s) * math.pi / 2
 
-    def _angle(self, t: Tensor) -> Tensor:
-        return (t + self.s) / (1 + self.s) * (math.pi / 2)
+    @property
+    def _rate(self) -> float:
+        """da/dt = pi/2 - a_0."""
+        return math.pi / 2 / (1 + self.s)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """cos(a) / cos(a_0); exactly 0 at t = 1, where the cosine itself is 6e-17."""
-        alpha = torch.cos(self._angle(t)) / math.cos(self._start)
-        return torch.where(t >= 1, torch.zeros_like(alpha), alpha)
+        """cos(a) / cos(a_0) = sin(pi/2 - a) / cos(a_0), exactly 0 at t = 1."""
+        return torch.sin((1 - t) * self._rate) / math.cos(self._start)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sqrt(cos^2 a_0 - cos^2 a) / cos a_0, as a product of sines to keep its digits near t = 0."""
-        a, a0 = self._angle(t), self._start
-        return torch.sqrt((torch.sin(a - a0) * torch.sin(a + a0)).clamp(min=0)) / math.cos(a0)
+        """sqrt(cos^2 a_0 - cos^2 a) / cos a_0, as the product sin(a - a_0) sin(a + a_0)."""
+        rise = t * self._rate
+        return torch.sqrt(torch.sin(rise) * torch.sin(rise + 2 * self._start)) / math.cos(self._start)
 
     def time(self, ratio: Tensor) -> Tensor:
-        """cos a = cos a_0 / sqrt(1 + rho^2), inverted by the arctangent to keep its digits near rho = 0."""
+        """cos a = cos a_0 / sqrt(1 + rho^2), inverted by the arctangent; exactly 0 and 1 at its ends."""
         a0 = self._start
         a = torch.atan2(torch.sqrt(ratio**2 + math.sin(a0) ** 2), torch.full_like(ratio, math.cos(a0)))
-        return a * (2 / math.pi) * (1 + self.s) - self.s
+        t = ((a - a0) / (math.pi / 2 - a0)).clamp(0, 1)
+        return torch.where(ratio > 0, t, torch.zeros_like(t))
 
 
 @dataclass(frozen=True)
@@ -346,18 +364,19 @@ class Discrete(Path):
     pure noise (beta = 1).
 
     Args:
-        betas: the table, any iterable of T numbers in (0, 1]; a MONAI scheduler's is `scheduler.betas`.
+        betas: the table, any iterable of T numbers in (0, 1), the last of which may be 1; a MONAI scheduler's is
+            `scheduler.betas`.
 
     Raises:
-        ValueError: an empty table or a beta outside (0, 1].
+        ValueError: an empty table, a beta outside (0, 1), or a 1 that is not the last or is alone.
     """
 
     betas: tuple[float, ...]
 
     def __init__(self, betas: Iterable[float] | Tensor) -> None:
         table = tuple(betas.tolist() if isinstance(betas, Tensor) else map(float, betas))
-        if not table or not all(0 < b <= 1 for b in table):
-            raise ValueError("Discrete: betas is a non-empty table of numbers in (0, 1]")
+        if not table or not all(0 < b < 1 for b in (table[0], *table[:-1])) or not 0 < table[-1] <= 1:
+            raise ValueError("Discrete: betas are numbers in (0, 1), of which the last may be 1 if it is not alone")
         object.__setattr__(self, "betas", table)
 
     @cached_property
@@ -383,16 +402,15 @@ class Discrete(Path):
         angles = self._angles.to(t.device)
         position = t.double() + 1
         k = position.detach().floor().long().clamp(0, len(angles) - 2)
-        return torch.lerp(angles[k], angles[k + 1], position - k).to(t.dtype)
+        return torch.lerp(angles[k], angles[k + 1], position - k)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """cos(arctan rho); exactly 0 where the table says so."""
-        angle = self._angle(t)
-        return torch.where(angle >= math.pi / 2, torch.zeros_like(angle), torch.cos(angle))
+        """cos(arctan rho), as the sine of the complement: exactly 0 where the table says so, with its slope."""
+        return torch.sin(math.pi / 2 - self._angle(t)).to(_floating(t))
 
     def sigma(self, t: Tensor) -> Tensor:
         """sin(arctan rho)."""
-        return torch.sin(self._angle(t))
+        return torch.sin(self._angle(t)).to(_floating(t))
 
     def time(self, ratio: Tensor) -> Tensor:
         """The index, with its fraction, at which the table has this ratio."""
@@ -402,82 +420,6 @@ class Discrete(Path):
         return (k + (angle - angles[k]) / (angles[k + 1] - angles[k]) - 1).to(ratio.dtype)
 
 
-def karras_times(
-    path: Path,
-    n: int,
-    rho: float = 7.0,
-    ratio_min: float | None = None,
-    ratio_max: float | None = None,
-    clean: bool = False,
-) -> Tensor:
-    """The grid of Karras et al., eq. 5: the noise-to-signal ratios are evenly spaced in ratio^(1/rho).
-
-    Args:
-        path: whose times are returned.
-        n: number of steps.
-        rho: 7 puts most steps at low noise; 1 spaces the ratios evenly.
-        ratio_min: last positive ratio; the path's own if None.
-        ratio_max: first ratio; the path's own if None.
-        clean: end at clean data: the last of the n steps goes from `ratio_min` to ratio 0.
-
-    Returns:
-        n + 1 descending times, float64 on the CPU.
-
-    Raises:
-        ValueError: n < 1 (n < 2 with `clean`), or ratios that are not 0 < ratio_min < ratio_max < inf.
-    """
-    return _ratio_grid(path, n, ratio_min, ratio_max, clean, lambda r: r ** (1 / rho), lambda u: u**rho)
-
-
-def log_uniform_times(
-    path: Path, n: int, ratio_min: float | None = None, ratio_max: float | None = None, clean: bool = False
-) -> Tensor:
-    """Noise-to-signal ratios evenly spaced in their logarithm; arguments, result and errors as `karras_times`."""
-    return _ratio_grid(path, n, ratio_min, ratio_max, clean, torch.log, torch.exp)
-
-
-def uniform_times(path: Path, n: int, t_min: float | None = None, t_max: float | None = None) -> Tensor:
-    """Times evenly spaced in the path's own t, from pure noise to clean data unless told otherwise.
-
-    Args:
-        path: whose times are returned.
-        n: number of steps.
-        t_min: last time; if None, clean data, or the smallest usual ratio on a path that never quite gets there (VE).
-        t_max: first time; `path.t_noise` if None.
-
-    Returns:
-        n + 1 descending times, float64 on the CPU.
-
-    Raises:
-        ValueError: n < 1, or t_min >= t_max.
-    """
-    if t_min is None:
-        t_min = path.span[0]
-        if not math.isfinite(t_min):
-            t_min = float(path.time(torch.tensor(path.ratios[0], dtype=torch.float64)))
-    t_max = float(path.t_noise) if t_max is None else t_max
-    if n < 1 or not t_min < t_max:
-        raise ValueError(f"a time grid needs n >= 1 and t_min < t_max, got n = {n}, {t_min} and {t_max}")
-    return torch.linspace(t_max, t_min, n + 1, dtype=torch.float64)
-
-
-def _ratio_grid(
-    path: Path,
-    n: int,
-    ratio_min: float | None,
-    ratio_max: float | None,
-    clean: bool,
-    stretch: Callable[[Tensor], Tensor],
-    unstretch: Callable[[Tensor], Tensor],
-) -> Tensor:
-    positive = n if clean else n + 1
-    if positive < 2:
-        raise ValueError(f"a time grid needs {'two steps' if clean else 'one step'} at least, got n = {n}")
-    low = path.ratios[0] if ratio_min is None else ratio_min
-    high = path.ratios[1] if ratio_max is None else ratio_max
-    if not 0 < low < high < math.inf:
-        raise ValueError(f"a time grid needs 0 < ratio_min < ratio_max < inf, got {low} and {high}")
-    first, last = stretch(torch.tensor([high, low], dtype=torch.float64))
-    ratios = unstretch(torch.lerp(first, last, torch.linspace(0, 1, positive, dtype=torch.float64)))
-    ratios[0], ratios[-1] = high, low  # exactly, whatever the stretching rounds them to
-    return path.time(torch.cat([ratios, ratios.new_zeros(int(clean))]))
+def _floating(t: Tensor) -> torch.dtype:
+    """The dtype of results at times t: integer steps, as DDPM counts them, have alpha and sigma in float64."""
+    return t.dtype if t.is_floating_point() else torch.float64

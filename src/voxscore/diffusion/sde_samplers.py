@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from voxscore.diffusion.denoisers import Denoiser, expand
+from voxscore.diffusion.grids import karras_times
 from voxscore.diffusion.ode_samplers import Heun, Levels, ddim_step, renoise
-from voxscore.diffusion.paths import karras_times
 from voxscore.diffusion.samplers import Noise, Sampler
 
 __all__ = ["Ancestral", "Consistency", "PredictorCorrector", "Restart", "ReverseDiffusion", "langevin_step"]
