@@ -63,6 +63,15 @@ def test_no_first_party_import_inside_a_function(path):
     assert [node.lineno for f in functions for node, _ in first_party_imports(f)] == []
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "diffusion").glob("*.py")), ids=lambda p: p.name)
+def test_the_mathematics_imports_torch_alone(path):
+    tree = ast.parse(path.read_text())
+    modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    foreign = {module.split(".")[0] for module in modules} - {"torch", "voxscore", *sys.stdlib_module_names}
+    assert foreign == set()
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_stay_readable(path):
     text = path.read_text()

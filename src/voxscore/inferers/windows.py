@@ -1,4 +1,4 @@
-"""The seam to MONAI: inferers that engines, bundles and applications call.
+"""Inferers of one evaluation: a network over a whole volume, or over a window that fits it.
 
 Both run the network in the device's fast number format (`networks.precision`) on channels-last memory, on plain
 tensors (MONAI's MetaTensor costs time in every operation), and return float32 with the input's metadata. An image
@@ -21,7 +21,7 @@ from voxscore.networks.precision import channels_last, fast_dtype
 __all__ = ["FastInferer", "FittedWindowInferer"]
 
 
-def _like_input(outputs: Any, inputs: Tensor) -> Any:
+def like_input(outputs: Any, inputs: Tensor) -> Any:
     """Float32 with the metadata of `inputs`; several outputs (deep heads, in training) pass as they are."""
     if not isinstance(outputs, Tensor):
         return outputs
@@ -45,7 +45,7 @@ class FastInferer(Inferer):
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         plain = plain.contiguous(memory_format=channels_last(inputs.ndim - 2))
         with torch.autocast(inputs.device.type, dtype, enabled=dtype is not torch.float32):
-            return _like_input(network(plain, *args, **kwargs), inputs)
+            return like_input(network(plain, *args, **kwargs), inputs)
 
 
 class FittedWindowInferer(Inferer):

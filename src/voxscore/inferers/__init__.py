@@ -1,0 +1,19 @@
+"""The seam to MONAI: inferers that engines, bundles and applications call, and schedulers for MONAI's checkpoints."""
+
+from __future__ import annotations
+
+from voxscore.inferers.sampling import SamplerInferer, checkpoint_denoiser, unet_denoiser
+from voxscore.inferers.schedulers import DDIMScheduler, DDPMScheduler, PNDMScheduler, RFlowScheduler
+from voxscore.inferers.windows import FastInferer, FittedWindowInferer
+
+__all__ = [
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "FastInferer",
+    "FittedWindowInferer",
+    "PNDMScheduler",
+    "RFlowScheduler",
+    "SamplerInferer",
+    "checkpoint_denoiser",
+    "unet_denoiser",
+]
