@@ -339,3 +339,13 @@ def test_expand():
     assert each.shape == (2, 1, 1)
     assert each.dtype is torch.bfloat16
     torch.testing.assert_close(each.flatten(), torch.tensor([1 / 3, 2.0], dtype=torch.bfloat16), rtol=0, atol=0)
+
+
+def test_a_network_that_returns_several_tensors_is_named():
+    with pytest.raises(TypeError, match="must return one tensor, it returned tuple"):
+        NetDenoiser(lambda x, t: (x, x), EDM(), "x0")(torch.zeros(1, 1, 2), torch.tensor(1.0))
+
+
+def test_times_are_one_or_one_for_each_volume():
+    with pytest.raises(ValueError, match=r"one for each of 3 volumes, got \(2,\)"):
+        NetDenoiser(lambda x, t: x, EDM(), "edm")(torch.zeros(3, 1, 2), torch.ones(2))

@@ -285,15 +285,23 @@ def test_fit_low_rank_of_more_volumes_than_voxels():
 
 @pytest.mark.parametrize(("kind", "rank"), [("diagonal", None), ("fourier", None), ("low_rank", 4)])
 def test_fit_of_a_stream_of_batches(kind, rank):
-    samples = correlated(10, (2, 3, 3)).float()
+    samples = correlated(10, (2, 3, 3))
     whole = Gaussian.fit(samples, kind, rank)
     x = normal(2, 2, 3, 3)
     for batches in (samples.split(4), (samples[i : i + 1] for i in range(10))):
         streamed = Gaussian.fit(batches, kind, rank)
-        assert streamed.mean.dtype is torch.float64
         close(streamed.mean, whole.mean, 1e-12)
-        # float32 samples have exact float64 values, so nothing but the order of summation differs.
+        # Nothing but the order of summation differs.
         close(streamed.covariance.apply(lambda v: v, x), whole.covariance.apply(lambda v: v, x), 1e-12)
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("diagonal", None), ("fourier", None), ("low_rank", 4)])
+def test_a_fit_has_the_dtype_of_its_samples_and_exact_moments(kind, rank):
+    samples = correlated(10, (2, 3, 3)).float()
+    fitted, exact = Gaussian.fit(samples, kind, rank), Gaussian.fit(samples.double(), kind, rank)
+    assert fitted.mean.dtype is torch.float32
+    close(fitted.mean.double(), exact.mean, 1e-6)
+    close(fitted.covariance.trace(lambda v: v), exact.covariance.trace(lambda v: v), 1e-12)
 
 
 def test_bad_fits_teach():

@@ -399,3 +399,10 @@ def test_bad_states_teach():
             marginalize(joint, "label", value)(volumes(3, 2), t)
     with pytest.raises(ValueError, match=r"the network made \(2, 5, 5\) of a volume \(2, 6, 5\)"):
         JointNetDenoiser(lambda x, ratios: x[:, 1:], VP(), net_groups())(normal(2, 6, 5), t)
+
+
+def test_only_joint_denoisers_have_groups():
+    plain = MixtureDenoiser(EDM(), torch.zeros(1, 1, 2), [1.0], [1.0])
+    for ask in (lambda: condition(plain, "image", torch.zeros(1, 1, 2)), lambda: marginalize(plain, "image")):
+        with pytest.raises(TypeError, match="only a joint denoiser has groups, got MixtureDenoiser"):
+            ask()

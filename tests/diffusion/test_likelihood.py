@@ -148,3 +148,11 @@ def test_nan_is_reported():
 
     with pytest.raises(ValueError, match="NaN"):
         log_likelihood(Broken(EDM()), normals(1, 1, 2), torch.tensor([2.0, 1.0]), mixture(EDM()).gaussian())
+
+
+def test_the_prior_is_a_gaussian():
+    denoiser = mixture(EDM())
+    with pytest.raises(TypeError, match="prior is the Gaussian of the clean data, got MixtureDenoiser"):
+        log_likelihood(denoiser, normals(1, 1, 2), torch.tensor([2.0, 1.0]), denoiser)
+    with pytest.raises(ValueError, match="two times at least"):
+        log_likelihood(denoiser, normals(1, 1, 2), torch.tensor([]), denoiser.gaussian())

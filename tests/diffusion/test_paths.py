@@ -392,8 +392,21 @@ def test_bad_path_arguments_teach():
     for build in (lambda: VP(0.0, 20.0), lambda: SubVP(2.0, 1.0)):
         with pytest.raises(ValueError, match="0 < beta_min <= beta_max"):
             build()
-    with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
-        VE(50.0, 0.01)
+    for build in (lambda: VE(50.0, 0.01), lambda: EDM(80.0, 0.002)):
+        with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
+            build()
+    with pytest.raises(ValueError, match="s cannot be negative"):
+        Cosine(-1.0)
+    with pytest.raises(ValueError, match="rho is positive"):
+        karras_times(EDM(), 3, rho=0.0)
+
+
+def test_a_table_first_used_in_inference_mode_has_rates_later():
+    path, t = Discrete(torch.linspace(1e-4, 2e-2, 100)), torch.tensor(5.5, dtype=torch.float64)
+    with torch.inference_mode():
+        path.alpha(torch.tensor(5.0))
+    fresh = Discrete(torch.linspace(1e-4, 2e-2, 100))
+    torch.testing.assert_close(path.rates(t), fresh.rates(t), rtol=0, atol=0)
 
 
 def test_integer_steps_of_a_table_are_times():

@@ -21,6 +21,7 @@ from voxscore.diffusion import (
     PiGDM,
     Projection,
     karras_times,
+    log_likelihood,
     log_uniform_times,
     sample,
 )
@@ -269,3 +270,55 @@ def test_bad_use(method):
         method(problem.prior, problem.operator, problem.y, -1.0)
     with pytest.raises(ValueError, match=r"makes \(2, 5\) of the volume, the measurement is \(3, 5\)"):
         method(problem.prior, problem.operator, problem.y, NOISE)(normals(2, 1, N), t)
+
+
+def test_the_likelihood_of_a_posterior_is_the_exact_one():
+    """A posterior is a denoiser like any other, also for what differentiates it."""
+    path = EDM()
+    problem, times = Problem(path), log_uniform_times(path, 40, ratio_min=0.05, ratio_max=50.0)
+    exact = problem.posteriors[0]
+    x = exact.gaussian.sample(normals(2, 1, N, seed=9), path, times[-1])
+    matched = MomentMatching(problem.prior, problem.operator, problem.y[:1], NOISE, iterations=2 * M, tolerance=1e-14)
+    got = log_likelihood(matched, x, times, exact.gaussian)
+    torch.testing.assert_close(got, log_likelihood(exact, x, times, exact.gaussian), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_derivative_of_the_posterior_is_that_of_its_values(method):
+    problem, t = Problem(EDM()), torch.tensor(1.0, dtype=F64)
+    denoiser = method(problem.prior, problem.operator, problem.y[:1], NOISE)
+    x, direction = normals(1, 1, N, seed=5), normals(1, 1, N, seed=6)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad((denoiser(leaf, t) * direction).sum(), leaf)
+    h = 1e-4 * normals(1, 1, N, seed=7)
+    difference = ((denoiser(x + h, t) - denoiser(x - h, t)) * direction).sum() / 2
+    torch.testing.assert_close((gradient * h).sum(), difference, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_time_for_each_volume(method):
+    problem, t = Problem(EDM()), torch.tensor([0.3, 1.0, 4.0], dtype=F64)
+    denoiser, x = method(problem.prior, problem.operator, problem.y[:1], NOISE), normals(3, 1, N, seed=5)
+    together = denoiser(x, t)
+    for k in range(3):
+        torch.testing.assert_close(together[k : k + 1], denoiser(x[k : k + 1], t[k]), rtol=0, atol=1e-6)
+
+
+def test_pure_noise_has_a_clear_error_or_a_result():
+    problem, t, x = Problem(Flow()), torch.tensor(1.0, dtype=F64), normals(3, 1, N, seed=5)
+    arguments = problem.prior, problem.operator, problem.y, NOISE
+    for method in (MomentMatching, PiGDM):
+        with pytest.raises(ValueError, match=f"{method.__name__} needs some signal: begin the times below pure noise"):
+            method(*arguments)(x, t)
+    torch.testing.assert_close(Decomposed(*arguments)(x, t), Projection(*arguments)(x, t), rtol=0, atol=1e-5)
+    # Of a volume without noise a measurement tells nothing more.
+    prior, image, clean = field(Flow(), (4, 4)), normals(2, 1, 4, 4), torch.tensor(0.0, dtype=F64)
+    for method in (Projection, Decomposed):
+        told = method(prior, lambda v: v[..., :2], torch.zeros(1, 1, 4, 2, dtype=F64), NOISE)(image, clean)
+        torch.testing.assert_close(told, image, rtol=0, atol=1e-12)
+
+
+def test_dps_checks_its_measurement():
+    problem = Problem(EDM())
+    with pytest.raises(ValueError, match=r"makes \(3, 5\) of the volume, the measurement is \(3, 1\)"):
+        sample(problem.prior, normals(3, 1, N), karras_times(EDM(), 2), DPS(problem.operator, problem.y[:, :1]))

@@ -357,8 +357,8 @@ def test_langevin_has_the_stationary_variance_of_its_step_size():
     variance, e, t = 0.9, torch.tensor(0.1, dtype=F64), torch.tensor(0.3, dtype=F64)
     v, denoiser = variance + 0.3**2, normal(variance)
     one, zero = torch.ones(1, 1, 1, dtype=F64), torch.zeros(1, 1, 1, dtype=F64)
-    gain = langevin_step(denoiser, one, t, e, torch.zeros_like)
-    spread = langevin_step(denoiser, zero, t, e, torch.ones_like)
+    gain = langevin_step(one, denoiser.score(one, t), e, zero)
+    spread = langevin_step(zero, denoiser.score(zero, t), e, one)
     stationary = spread**2 / (1 - gain**2)
     assert float(stationary) == pytest.approx(v / (1 - 0.1 / (2 * v)), rel=1e-10)
 
@@ -583,10 +583,38 @@ def test_as_many_generators_as_volumes():
         lambda: DPMSolver(3, eta=1.0),
         lambda: DEIS(0),
         lambda: UniPC(4),
+        lambda: Heun(gamma=-1.0),
+        lambda: PredictorCorrector(snr=-1.0),
         lambda: Restart(1.0, 0.5),
         lambda: Restart(0.1, 1.0, repeats=0),
     ],
 )
 def test_bad_arguments(build):
-    with pytest.raises(ValueError, match=r"Euler|DPMSolver|DEIS|UniPC|Restart"):
+    with pytest.raises(ValueError, match=r"Euler|Heun|DPMSolver|DEIS|UniPC|PredictorCorrector|Restart"):
         build()
+
+
+def test_mistaken_arguments_are_named():
+    times, x = torch.tensor([2.0, 1.0]), torch.ones(1, 1, 1)
+    with pytest.raises(TypeError, match=r"sampler is an instance, Euler\(\)"):
+        sample(normal(1.0), x, times, Euler)
+    with pytest.raises(TypeError, match="denoiser knows its path"):
+        sample(lambda x, t: x, x, times, Euler())
+    with pytest.raises(TypeError, match="a seed is not a generator"):
+        sample(normal(1.0), x, times, Ancestral(), generator=0)
+    with pytest.raises(ValueError, match="the start x has NaN"):
+        sample(normal(1.0), x * math.nan, times, Euler())
+    with pytest.raises(ValueError, match="begin at a finite time"):
+        sample(normal(1.0), x, torch.tensor([math.inf, 1.0]), Euler())
+
+
+def test_a_grid_may_be_a_list():
+    x = standard_normals(1, 1, 1)
+    y = sample(normal(1.0), x, [2.0, 1.0], Euler())
+    assert torch.equal(y, sample(normal(1.0), x, torch.tensor([2.0, 1.0]), Euler()))
+
+
+def test_the_corrector_stands_still_where_the_score_is_zero():
+    x, t = torch.zeros(1, 1, 1, dtype=F64), torch.tensor(1.0, dtype=F64)
+    moved, _ = PredictorCorrector(Euler()).step(normal(1.0), x, t, t / 2, torch.ones_like, None)
+    assert not moved.any()

@@ -18,6 +18,7 @@ from voxscore.diffusion import (
     GaussianDenoiser,
     Heun,
     MixtureDenoiser,
+    NetDenoiser,
     Teleport,
     UniPC,
     explained_variance,
@@ -79,10 +80,13 @@ def mixture_run():
     return denoiser, gaussian, x, sample(denoiser, x, log_uniform_times(path, 600), UniPC(3))
 
 
-@pytest.mark.parametrize("sampler", [Euler(), Heun(), DPMSolver(2), DPMSolver(3), UniPC(2)], ids=repr)
-@pytest.mark.parametrize("n", [8, 16, 32])
+CASES = [(s, n) for s in (Euler(), Heun(), DPMSolver(2), DPMSolver(3), UniPC(2)) for n in (8, 16, 32)]
+
+
+# In 8 steps UniPC(3) is far from its asymptotic range: its errors with and without a jump are in no order.
+@pytest.mark.parametrize(("sampler", "n"), [*CASES, (UniPC(3), 16), (UniPC(3), 32)], ids=repr)
 def test_never_worse_on_a_mixture_at_equal_evaluations(mixture_run, sampler, n):
-    """All n steps below the jump against n steps over the whole range."""
+    """All n steps below the jump against n over the whole range; up to here the jump's own error is the smaller."""
     denoiser, gaussian, x, truth = mixture_run
     path = denoiser.path
     ratio = jump_ratio(denoiser, gaussian, log_uniform_times(path, 100), batch=64, generator=Generator().manual_seed(0))
@@ -129,3 +133,18 @@ def test_facts_are_those_of_the_sampler():
     assert Teleport(DPMSolver(3), gaussian, 1.0).order == 3
     assert not Teleport(DPMSolver(3), gaussian, 1.0).stochastic
     assert Teleport(Ancestral(), gaussian, 1.0).stochastic
+
+
+def test_a_network_in_single_precision_can_be_asked():
+    """The probes have the dtype of the Gaussian, which has that of the volumes it was fitted to."""
+    path = EDM()
+    volumes = torch.randn(10, 1, 4, 4, 4, generator=Generator().manual_seed(0))
+    gaussian = Gaussian.fit(volumes)
+    linear = torch.nn.Conv3d(1, 1, 1)
+    denoiser = NetDenoiser(lambda x, t: linear(x), path, "edm")
+    assert (
+        explained_variance(denoiser, gaussian, karras_times(path, 3), generator=Generator().manual_seed(0))
+        .isfinite()
+        .all()
+    )
+    assert gaussian.mean.dtype is torch.float32

@@ -289,3 +289,12 @@ def test_a_network_of_another_shape_is_an_error():
 
     with pytest.raises(ValueError, match="the denoiser made"):
         inferer()(torch.zeros(1, *SIZE), Wrong(EDM()))
+
+
+def test_a_learned_variance_is_left_to_ddpm():
+    """Such a checkpoint has twice the channels; the first half is its mean."""
+    scheduler = DDPMScheduler(1000, variance_type="learned_range")
+    best = best_network(scheduler)
+    twice = checkpoint_denoiser(lambda x, t: torch.cat([best(x, t), torch.ones_like(x)], 1), scheduler)
+    x, t = torch.randn(2, *SIZE, generator=Generator().manual_seed(0)), torch.tensor(400.0)
+    torch.testing.assert_close(twice(x, t), checkpoint_denoiser(best, DDPMScheduler(1000))(x, t))

@@ -49,14 +49,21 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     """A coefficient () or (B,) in a shape that multiplies x (B, C, *spatial) without changing the dtype of x.
 
     A coefficient for the whole batch stays a float64 scalar, which costs no precision and no copy to the device.
+
+    Raises:
+        ValueError: neither one coefficient nor one for each volume.
     """
     if coefficient.ndim == 0:
         return coefficient
+    if coefficient.ndim > 1 or len(coefficient) not in (1, len(x)):
+        raise ValueError(f"times are one number or one for each of {len(x)} volumes, got {tuple(coefficient.shape)}")
     return coefficient.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
 class Denoiser(nn.Module, ABC):
     """E[x_0 | x_t = x] on a path; keyword arguments are a network's conditions.
+
+    Score, noise and velocity are those of noisy volumes, sigma(t) > 0.
 
     Args:
         path: that of x_t = alpha(t) x_0 + sigma(t) eps.
@@ -156,11 +163,14 @@ class NetDenoiser(Denoiser):
         """E[x_0 | x_t = x] of x (B, C, *spatial) at times t, () or (B,).
 
         Raises:
-            ValueError: the network's output is not shaped like x.
+            TypeError: the network's output is no tensor.
+            ValueError: it is not shaped like x.
         """
         c_skip, c_out, c_in = coefficients(self.prediction, self.path, t, self.sigma_data, x)
         time = t if self.time_map is None else self.time_map(t)
         f = self.net(c_in * x, network_time(time, x), **cond)
+        if not isinstance(f, Tensor):
+            raise TypeError(f"NetDenoiser: the network must return one tensor, it returned {type(f).__name__}")
         if f.shape != x.shape:
             raise ValueError(f"NetDenoiser: the network made {tuple(f.shape)} of a volume {tuple(x.shape)}")
         return c_skip * x + c_out * f

@@ -162,11 +162,15 @@ class Gaussian:
 
     Args:
         mean: (C, *spatial).
-        covariance: of such volumes.
+        covariance: of such volumes; a tensor (C, *spatial) is taken for the variance of each voxel.
     """
 
     mean: Tensor
     covariance: Covariance
+
+    def __post_init__(self) -> None:
+        if isinstance(self.covariance, Tensor):
+            object.__setattr__(self, "covariance", DiagonalCovariance(self.covariance))
 
     @classmethod
     def fit(
@@ -183,6 +187,9 @@ class Gaussian:
             kind: the family of the covariance.
             rank: number of components of "low_rank", below N; the directions left share what variance is left.
 
+        Returns:
+            Its mean (and components) in the dtype of the samples, its eigenvalues in float64.
+
         Raises:
             ValueError: an unknown kind, a rank that does not fit, fewer than two volumes.
         """
@@ -197,16 +204,16 @@ class Gaussian:
         def spectrum(x: Tensor) -> Tensor:
             return x if kind == "diagonal" else torch.fft.fftn(x, dim=tuple(range(2, x.ndim)), norm="ortho")
 
-        count, total, power = 0, torch.zeros(()), torch.zeros(())
+        count, total, power, dtype = 0, torch.zeros(()), torch.zeros(()), torch.float32
         for batch in batches:
-            x = batch.double()
+            x, dtype = batch.double(), batch.dtype
             count, total = count + len(x), total + x.sum(0)
             power = power + spectrum(x).abs().square().sum(0)
         if count < 2:
             raise ValueError(f"Gaussian.fit: needs two volumes at least, got {count}")
         mean = total / count
         variance = (power / count - spectrum(mean[None])[0].abs().square()).clamp(min=0)
-        return cls(mean, DiagonalCovariance(variance) if kind == "diagonal" else FourierCovariance(variance))
+        return cls(mean.to(dtype), DiagonalCovariance(variance) if kind == "diagonal" else FourierCovariance(variance))
 
     @classmethod
     def _fit_low_rank(cls, batches: list[Tensor], rank: int | None) -> Gaussian:
@@ -225,7 +232,8 @@ class Gaussian:
         vectors = torch.linalg.qr(centred.T @ weights).Q.T.reshape(rank, *mean.shape)
         rest = centred.square().sum() / len(x) - values.sum()
         tail = float(rest.clamp(min=0)) / max(mean.numel() - rank, 1)
-        return cls(mean, LowRankCovariance(vectors, values, tail))
+        dtype = batches[0].dtype
+        return cls(mean.to(dtype), LowRankCovariance(vectors.to(dtype), values, tail))
 
     def to(self, device: torch.device) -> Gaussian:
         """A copy on this device."""
@@ -280,7 +288,8 @@ class GaussianDenoiser(Denoiser):
 
     Args:
         path: the path.
-        gaussian: the distribution of clean volumes.
+        gaussian: the distribution of clean volumes. It is no part of the module's state: `gaussian.to(device)` saves
+            a copy to the device in each call.
     """
 
     def __init__(self, path: Path, gaussian: Gaussian) -> None:
@@ -311,6 +320,7 @@ class MixtureDenoiser(Denoiser):
 
     def __init__(self, path: Path, means: Tensor, variances: Tensor, weights: Tensor) -> None:
         super().__init__(path)
+        means, variances, weights = (torch.as_tensor(values) for values in (means, variances, weights))
         if not len(means) == len(variances) == len(weights) or variances.ndim != 1 or weights.ndim != 1:
             shapes = tuple(means.shape), tuple(variances.shape), tuple(weights.shape)
             raise ValueError(f"MixtureDenoiser: means (K, C, ...), variances (K,) and weights (K,), got {shapes}")
@@ -324,6 +334,7 @@ class MixtureDenoiser(Denoiser):
         """ln w_k N_k (B, K); the differences x - alpha m_k (B, K, C, *spatial); alpha v_k / var_k (B, K)."""
         if x.shape[1:] != self.means.shape[1:]:
             raise ValueError(f"the mixture is of volumes {tuple(self.means.shape[1:])}, got {tuple(x.shape)}")
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # squares of a volume leave the range of float16
         alpha, sigma = (level.to(x).reshape(-1, 1) for level in (self.path.alpha(t), self.path.sigma(t)))
         v = self.variances.to(x)
         variance = alpha**2 * v + sigma**2
@@ -340,8 +351,8 @@ class MixtureDenoiser(Denoiser):
         """E[x_0 | x_t = x] of x (B, C, *spatial) at times t, () or (B,)."""
         log, d, gain = self._components(x, t)
         broadcast = (*log.shape, *[1] * (x.ndim - 1))
-        posterior_means = self.means.to(x) + gain.expand(log.shape).reshape(broadcast) * d
-        return (log.softmax(1).reshape(broadcast) * posterior_means).sum(1)
+        posterior_means = self.means.to(d) + gain.expand(log.shape).reshape(broadcast) * d
+        return (log.softmax(1).reshape(broadcast) * posterior_means).sum(1).to(x.dtype)
 
     def gaussian(self) -> Gaussian:
         """The Gaussian with the mixture's mean and covariance: the means span at most K - 1 directions."""

@@ -45,9 +45,11 @@ def karras_times(
         n + 1 descending times, float64 on the CPU.
 
     Raises:
-        ValueError: n < 1 (n < 2 with `clean`), ratios that are not 0 < ratio_min < ratio_max < inf, or a ratio_max
-            beyond the end of the path.
+        ValueError: rho <= 0, n < 1 (n < 2 with `clean`), ratios that are not 0 < ratio_min < ratio_max < inf, or a
+            ratio_max beyond the end of the path.
     """
+    if rho <= 0:
+        raise ValueError(f"karras_times: rho is positive, got {rho}")
     return _ratio_grid(path, n, ratio_min, ratio_max, clean, lambda r: r ** (1 / rho), lambda u: u**rho)
 
 

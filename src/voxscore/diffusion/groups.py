@@ -166,6 +166,8 @@ class _Pinned(JointDenoiser):
     """The other groups' denoiser while one group is held at a value and a time."""
 
     def __init__(self, denoiser: JointDenoiser, group: str, value: Tensor | None, t: Tensor) -> None:
+        if not isinstance(denoiser, JointDenoiser):
+            raise TypeError(f"only a joint denoiser has groups, got {type(denoiser).__name__}")
         names = [g.name for g in denoiser.groups]
         if group not in names:
             raise ValueError(f"there is no group {group!r} among {names}")

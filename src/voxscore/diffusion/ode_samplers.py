@@ -125,6 +125,9 @@ class Heun(Sampler):
         ratio_min: churn only where rho is at least this (S_tmin).
         ratio_max: churn only where rho is at most this (S_tmax).
         noise_scale: standard deviation of the fresh noise (S_noise); 1 keeps the distribution.
+
+    Raises:
+        ValueError: a negative gamma.
     """
 
     order: ClassVar[int] = 2
@@ -132,6 +135,10 @@ class Heun(Sampler):
     ratio_min: float = 0.0
     ratio_max: float = math.inf
     noise_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.gamma < 0:
+            raise ValueError(f"Heun: gamma cannot be negative, got {self.gamma}")
 
     @property
     def stochastic(self) -> bool:

@@ -243,10 +243,17 @@ class EDM(Path):
     Args:
         sigma_min: smallest noise level of a time grid.
         sigma_max: largest noise level of a time grid.
+
+    Raises:
+        ValueError: not 0 < sigma_min < sigma_max.
     """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"EDM: 0 < sigma_min < sigma_max, got {self.sigma_min}, {self.sigma_max}")
 
     @property
     def span(self) -> tuple[float, float]:
@@ -281,9 +288,16 @@ class Cosine(Path):
 
     Args:
         s: offset that keeps the first noise levels from being too small.
+
+    Raises:
+        ValueError: a negative s.
     """
 
     s: float = 0.008
+
+    def __post_init__(self) -> None:
+        if self.s < 0:
+            raise ValueError(f"Cosine: s cannot be negative, got {self.s}")
 
     @property
     def span(self) -> tuple[float, float]:
@@ -382,9 +396,10 @@ class Discrete(Path):
     @cached_property
     def _angles(self) -> Tensor:
         """arctan(rho) at t = -1, 0, ..., T - 1, float64 on the CPU."""
-        squared_alpha = torch.cumprod(1 - torch.tensor(self.betas, dtype=torch.float64), dim=0)
-        angles = torch.atan2(torch.sqrt(1 - squared_alpha), torch.sqrt(squared_alpha))
-        return torch.cat([torch.zeros(1, dtype=torch.float64), angles])
+        with torch.inference_mode(False):  # it is kept, and others take derivatives
+            squared_alpha = torch.cumprod(1 - torch.tensor(self.betas, dtype=torch.float64), dim=0)
+            angles = torch.atan2(torch.sqrt(1 - squared_alpha), torch.sqrt(squared_alpha))
+            return torch.cat([torch.zeros(1, dtype=torch.float64), angles])
 
     @property
     def span(self) -> tuple[float, float]:

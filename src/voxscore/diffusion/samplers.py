@@ -13,6 +13,7 @@ Each volume of a batch has a random generator of its own: a seed means the same 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from voxscore.diffusion.denoisers import Denoiser
 from voxscore.diffusion.paths import Path
@@ -40,7 +41,10 @@ class Sampler(ABC):
     @property
     @abstractmethod
     def order(self) -> int:
-        """The power of the step size with which the error of the ODE (of the variance, if stochastic) vanishes."""
+        """The order that the rule's name says.
+
+        With at least this power of the step size the error of the ODE, or of a stochastic rule's variance, vanishes.
+        """
 
     @property
     @abstractmethod
@@ -80,6 +84,8 @@ class VolumeNoise:
         if generator is None:
             generator = Generator()
             generator.seed()
+        if isinstance(generator, int):
+            raise TypeError("a seed is not a generator: pass torch.Generator().manual_seed(seed)")
         if isinstance(generator, Generator):
             device = generator.device
             seeds = [int(torch.randint(2**62, (), generator=generator, device=device)) for _ in range(batch)]
@@ -132,11 +138,11 @@ def checked_grid(path: Path, times: Tensor) -> Tensor:
     Raises:
         ValueError: they are not.
     """
-    if times.ndim != 1 or len(times) < 2:
-        raise ValueError(f"times is a grid of two times at least (one step), got the shape {tuple(times.shape)}")
-    grid = times.detach().to("cpu", torch.float64)
-    if not (grid[1:] < grid[:-1]).all():
-        raise ValueError("times must descend, from noise to data")
+    grid = torch.as_tensor(times).detach().to("cpu", torch.float64)
+    if grid.ndim != 1 or len(grid) < 2:
+        raise ValueError(f"times is a grid of two times at least (one step), got the shape {tuple(grid.shape)}")
+    if not (grid[1:] < grid[:-1]).all() or grid[0] == math.inf:
+        raise ValueError("times must descend, from noise to data, and begin at a finite time")
     low, high = path.span
     if not low <= float(grid[-1]) <= float(grid[0]) <= high:
         raise ValueError(
@@ -154,7 +160,13 @@ def trajectory(
     Arguments and errors are those of `sample`; the arguments are checked at once, the steps run as states are asked
     for.
     """
+    if isinstance(sampler, type):
+        raise TypeError(f"sampler is an instance, {sampler.__name__}()")
+    if not isinstance(denoiser, nn.Module):
+        raise TypeError(f"denoiser knows its path, like NetDenoiser(network, path, prediction); got {denoiser!r}")
     grid = checked_grid(denoiser.path, times)
+    if not torch.isfinite(x).all():
+        raise ValueError("the start x has NaN or infinity in it")
     if x.ndim < 2 or not x.is_floating_point():
         raise ValueError(f"x is a batch of volumes (B, C, *spatial) of floats, got {tuple(x.shape)} of {x.dtype}")
     return _states(WatchedDenoiser(denoiser), x, grid, sampler, VolumeNoise(generator, len(x)))
@@ -187,7 +199,8 @@ def sample(denoiser: Denoiser, x: Tensor, times: Tensor, sampler: Sampler, gener
         The volumes at the last time, in the dtype of x.
 
     Raises:
-        ValueError: a grid with no step, not descending or outside the path's span; x is no batch of volumes; the
-            denoiser returns another shape, NaN or infinity (the message says at which noise level).
+        TypeError: a sampler's class instead of a sampler, a network instead of a denoiser, a seed for a generator.
+        ValueError: a grid with no step, not descending or outside the path's span; x is no batch of finite volumes;
+            the denoiser returns another shape, NaN or infinity (the message says at which noise level).
     """
     return deque(trajectory(denoiser, x, times, sampler, generator), maxlen=1).pop()

@@ -68,18 +68,17 @@ class ReverseDiffusion(Sampler):
         return (mean if sigma_s == 0 else mean + torch.sqrt(variance) * noise(x)), None
 
 
-def langevin_step(denoiser: Denoiser, x: Tensor, t: Tensor, step_size: Tensor, noise: Noise) -> Tensor:
-    """x + e score(x, t) + sqrt(2 e) z with a step size e per volume.
+def langevin_step(x: Tensor, score: Tensor, step_size: Tensor, z: Tensor) -> Tensor:
+    """x + e score + sqrt(2 e) z with a step size e per volume.
 
     Args:
-        denoiser: E[x_0 | x_t].
-        x: volumes (B, C, *spatial) at time t.
-        t: a float64 scalar.
+        x: volumes (B, C, *spatial).
+        score: their score, shaped like x.
         step_size: e, () or (B,), in squared units of x.
-        noise: source of standard normals.
+        z: standard normals shaped like x.
     """
     e = expand(step_size, x)
-    return x + e * denoiser.score(x, t) + torch.sqrt(2 * e) * noise(x)
+    return x + e * score + torch.sqrt(2 * e) * z
 
 
 @dataclass(frozen=True)
@@ -94,12 +93,19 @@ class PredictorCorrector(Sampler):
         predictor: the rule that moves along the path.
         corrections: Langevin steps before each.
         snr: signal-to-noise ratio of a correction, their r.
+
+    Raises:
+        ValueError: a negative count or ratio.
     """
 
     stochastic: ClassVar[bool] = True
     predictor: Sampler = field(default_factory=ReverseDiffusion)
     corrections: int = 1
     snr: float = 0.16
+
+    def __post_init__(self) -> None:
+        if self.corrections < 0 or self.snr < 0:
+            raise ValueError(f"PredictorCorrector: corrections and snr cannot be negative, got {self}")
 
     @property
     def order(self) -> int:
@@ -110,9 +116,10 @@ class PredictorCorrector(Sampler):
         """Corrections at t, then the predictor."""
         for _ in range(self.corrections):
             score, z = denoiser.score(x, t), noise(x)
-            e = 2 * (self.snr * z.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1)) ** 2
-            e = expand(e, x)
-            x = x + e * score + torch.sqrt(2 * e) * z
+            size = score.flatten(1).norm(dim=1)
+            # Where the score is 0, a step measured by it would be infinite.
+            share = torch.where(size > 0, self.snr * z.flatten(1).norm(dim=1) / size, 0.0)
+            x = langevin_step(x, score, 2 * share**2, z)
         return self.predictor.step(denoiser, x, t, s, noise, state)
 
 
@@ -148,7 +155,7 @@ class Restart(Sampler):
 
     @property
     def order(self) -> int:
-        """That of the solver."""
+        """That of the solver; the steps within a restart do not get finer with the grid."""
         return self.solver.order
 
     def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:

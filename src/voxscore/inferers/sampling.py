@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.networks.schedulers import RFlowScheduler, Scheduler
+from monai.networks.schedulers import DDPMScheduler, RFlowScheduler, Scheduler
 from rich.progress import track
 from torch import Generator, Tensor
 
@@ -41,7 +41,8 @@ class SamplerInferer(Inferer):
         posterior: (denoiser, inputs) -> denoiser: what the input means for the sample, for instance that it is one
             group of a joint state or a measurement. If None the input only says how many volumes of which size.
         channels: of a sample; as many as the input has if None.
-        seed: of the first volume; each further one that this inferer makes has the next.
+        seed: of the first volume; each further one that this inferer makes has the next. Several processes each
+            count for themselves: there, give the seeds of every call.
         full_precision: keep the network in float32.
         progress: show a progress bar.
     """
@@ -57,7 +58,7 @@ class SamplerInferer(Inferer):
         full_precision: bool = False,
         progress: bool = False,
     ) -> None:
-        self.denoiser, self.times, self.sampler = denoiser, times, sampler
+        self.denoiser, self.times, self.sampler = denoiser, torch.as_tensor(times, dtype=torch.float64), sampler
         self.posterior, self.channels, self.next_seed = posterior, channels, seed
         self.fast, self.progress = FastInferer(full_precision), progress
 
@@ -115,6 +116,14 @@ def checkpoint_denoiser(network: Callable[..., Tensor], scheduler: Scheduler) ->
     if isinstance(scheduler, RFlowScheduler):
         steps = scheduler.num_train_timesteps
         return NetDenoiser(network, Flow(), "flow_monai", time_map=lambda t: steps * t)
+    if isinstance(scheduler, DDPMScheduler) and str(scheduler.variance_type).startswith("learned"):
+        # Such a network predicts variances in a second half of its channels, which only DDPM's own steps use.
+        whole = network
+
+        def without_variance(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+            return whole(x, t, **cond)[:, : x.shape[1]]
+
+        network = without_variance
     return NetDenoiser(network, Discrete(scheduler.betas), PREDICTION_OF[str(scheduler.prediction_type)])
 
 
