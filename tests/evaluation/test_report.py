@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from voxscore import evaluation
-from voxscore.evaluation import overlap, pictures, report
+from voxscore.evaluation import calibration, distribution, diversity, kernels, overlap, pictures, plots, report
 from voxscore.evaluation.report import ReportItem, segmentation_report
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -125,9 +125,9 @@ def test_same_arguments_same_page():
 
 
 def test_package_offers_every_public_name_once():
-    homes = [*overlap.__all__, *pictures.__all__, *report.__all__]
-    assert sorted(homes) == sorted(evaluation.__all__)
-    for module in (overlap, pictures, report):
+    modules = (calibration, distribution, diversity, kernels, overlap, pictures, plots, report)
+    assert sorted(name for module in modules for name in module.__all__) == sorted(evaluation.__all__)
+    for module in modules:
         for name in module.__all__:
             assert getattr(evaluation, name) is getattr(module, name)
     with pytest.raises(AttributeError):

@@ -1,4 +1,13 @@
-"""What a result is worth: overlap and surface distance, the picture of it, and the page a person reads.
+"""What a result is worth: how right, how sure, how real and how varied it is, and the pages a person reads.
+
+    overlap         Dice, surface distances and volume errors of a segmentation
+    calibration     is 90 % right nine times in ten? intervals for a volume
+    distribution    do synthetic volumes have the distribution of the real ones? Frechet distance, MMD
+    diversity       how many different ones are there? Vendi score, MS-SSIM
+    kernels         ... and the similarities that these two stand on
+    pictures        slices with contours
+    plots           reliability diagram, distributions real against synthetic
+    report          a page to keep
 
 The public names are loaded on first use, because scores need MONAI, whose import takes seconds, while a
 picture or a report needs neither MONAI nor torch.
@@ -10,6 +19,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from voxscore.evaluation.calibration import (
+        Calibration,
+        CalibrationMetric,
+        Coverage,
+        ReliabilityTable,
+        VolumeInterval,
+        dilated_foreground,
+        interval_coverage,
+        volume_interval,
+        voxel_calibration,
+    )
+    from voxscore.evaluation.distribution import (
+        FeatureDistanceMetric,
+        MMDTest,
+        frechet_distance,
+        mmd,
+        mmd_test,
+        segmentation_features,
+    )
+    from voxscore.evaluation.diversity import (
+        PairSimilarity,
+        VendiScoreMetric,
+        ms_ssim_diversity,
+        vendi_score,
+        vendi_score_of_kernel,
+    )
+    from voxscore.evaluation.kernels import Kernel, PolynomialKernel, RBFKernel, median_distance
     from voxscore.evaluation.overlap import (
         Estimate,
         LabelScore,
@@ -21,25 +57,53 @@ if TYPE_CHECKING:
         summary,
     )
     from voxscore.evaluation.pictures import contour_sheet, montage
+    from voxscore.evaluation.plots import Population, distribution_sheet, reliability_diagram
     from voxscore.evaluation.report import ReportItem, segmentation_report
 
 __all__ = [
+    "Calibration",
+    "CalibrationMetric",
+    "Coverage",
     "Estimate",
+    "FeatureDistanceMetric",
+    "Kernel",
     "LabelScore",
     "LabelSummary",
+    "MMDTest",
+    "PairSimilarity",
+    "PolynomialKernel",
+    "Population",
+    "RBFKernel",
+    "ReliabilityTable",
     "ReportItem",
+    "VendiScoreMetric",
+    "VolumeInterval",
     "bootstrap_mean",
     "contour_sheet",
+    "dilated_foreground",
+    "distribution_sheet",
+    "frechet_distance",
+    "interval_coverage",
     "label_volumes",
+    "median_distance",
+    "mmd",
+    "mmd_test",
     "montage",
+    "ms_ssim_diversity",
     "paired_difference",
+    "reliability_diagram",
     "score_labels",
+    "segmentation_features",
     "segmentation_report",
     "summary",
+    "vendi_score",
+    "vendi_score_of_kernel",
+    "volume_interval",
+    "voxel_calibration",
 ]
 
 # In this order a picture or a report is found before the module that needs MONAI is touched.
-_MODULES = ("pictures", "report", "overlap")
+_MODULES = ("pictures", "report", "plots", "overlap", "kernels", "calibration", "distribution", "diversity")
 
 
 def __getattr__(name: str) -> Any:

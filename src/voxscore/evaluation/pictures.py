@@ -123,7 +123,7 @@ def contour_sheet(
     draw = ImageDraw.Draw(sheet)
     if title:
         font = ImageFont.load_default(size=22)
-        draw.text((left, MARGIN_PX - 4), _fit(title, font, sheet.width - 2 * MARGIN_PX), TEXT, font)
+        draw.text((left, MARGIN_PX - 4), fit_text(title, font, sheet.width - 2 * MARGIN_PX), TEXT, font)
     window = _window(scene)
     for name, place in {"coronal": (left, upper), "sagittal": (right, upper), "axial": (left, lower)}.items():
         _draw_panel(sheet, name, place, cell, scene, scale, window, colors)
@@ -367,7 +367,7 @@ def _draw_legend(
     bottom -= 0 if scene.whole else _draw_locators(sheet, (x, bottom), width, scene, window)
     notes = _notes(scene)
     for i, note in enumerate(reversed(notes)):
-        draw.text((x, bottom - 4 - 20 * i), _fit(note, small, width), FAINT, small, anchor="ls")
+        draw.text((x, bottom - 4 - 20 * i), fit_text(note, small, width), FAINT, small, anchor="ls")
     bottom -= 20 * len(notes) + 8
 
     voxel_ml = abs(float(np.linalg.det(scene.affine[:3, :3]))) / 1000
@@ -385,7 +385,7 @@ def _draw_legend(
         volume = f"{count * voxel_ml:.2f} mL" if count else "none"
         draw.text((x + width, middle), volume, ink, font, anchor="rm")
         space = width - 28 - font.getlength(volume) - 14
-        name = _fit(names.get(label, f"label {label}"), font, space)
+        name = fit_text(names.get(label, f"label {label}"), font, space)
         draw.text((x + 28, middle), name, ink, font, anchor="lm")
     if len(shown) < len(labels):
         more = f"and {len(labels) - len(shown)} more"
@@ -427,7 +427,7 @@ def _draw_locators(
     return int(np.ceil(whole[1:].max() * scale)) + 14
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+def fit_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
     """The text, or as much of its beginning as leaves room for three dots, in letters that the font has."""
     # Pillow's own font is plain ASCII; an umlaut without its dots reads better than an empty box.
     bare = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
