@@ -1,9 +1,10 @@
-"""Training: data lists and folds, Ignite handlers that make a run resumable and documented, the recipe runner."""
+"""Training: data lists and folds, Ignite handlers for resumable and documented runs, recipes, the joint loss."""
 
 from __future__ import annotations
 
 from voxscore.training.data import datalist, fingerprint, kfold, split
 from voxscore.training.handlers import Checkpoint, ClipGradients, EpochSeed, History, Provenance
+from voxscore.training.joint import JointObjective
 from voxscore.training.recipe import export_weights, initialized, run_recipe
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "ClipGradients",
     "EpochSeed",
     "History",
+    "JointObjective",
     "Provenance",
     "datalist",
     "export_weights",
