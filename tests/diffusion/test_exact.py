@@ -84,7 +84,7 @@ def gaussians(family, shape):
     return Gaussian(mean, covariance), DenseGaussian(mean.flatten(), dense)
 
 
-def close(value, expected, tolerance=1e-10):
+def assert_close(value, expected, tolerance=1e-10):
     torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -92,25 +92,25 @@ def close(value, expected, tolerance=1e-10):
 def test_functions_of_a_covariance(family, shape):
     covariance, dense = family(shape)
     x, c = normal(3, *shape), f64([0.5, 1.0, 2.0])
-    close(covariance.apply(lambda v: v, x).flatten(1), x.flatten(1) @ dense)
-    close(covariance.apply(lambda v: 0 * v + 1, x), x)
+    assert_close(covariance.apply(lambda v: v, x).flatten(1), x.flatten(1) @ dense)
+    assert_close(covariance.apply(lambda v: 0 * v + 1, x), x)
     root = covariance.apply(torch.sqrt, covariance.apply(torch.sqrt, x))
-    close(root, covariance.apply(lambda v: v, x))
+    assert_close(root, covariance.apply(lambda v: v, x))
     exact = torch.cat([v.flatten(1) @ torch.matrix_exp(-s * dense) for v, s in zip(x[:, None], c, strict=True)])
-    close(covariance.apply(lambda v, s: torch.exp(-s * v), x, c).flatten(1), exact)
-    close(covariance.apply(lambda v, s: torch.exp(-s * v), x, c[1])[1].flatten(), exact[1])
+    assert_close(covariance.apply(lambda v, s: torch.exp(-s * v), x, c).flatten(1), exact)
+    assert_close(covariance.apply(lambda v, s: torch.exp(-s * v), x, c[1])[1].flatten(), exact[1])
 
 
 @on_every_covariance
 def test_traces_of_a_covariance(family, shape):
     covariance, dense = family(shape)
     c, identity = f64([0.5, 1.0, 2.0]), torch.eye(len(dense), dtype=torch.float64)
-    close(covariance.trace(lambda v: v), dense.trace())
-    close(covariance.trace(lambda v: v**2), dense.square().sum())
-    close(
+    assert_close(covariance.trace(lambda v: v), dense.trace())
+    assert_close(covariance.trace(lambda v: v**2), dense.square().sum())
+    assert_close(
         covariance.trace(lambda v, s: torch.log(v + s), c), torch.stack([torch.logdet(dense + s * identity) for s in c])
     )
-    close(covariance.trace(lambda v, s: torch.log(v + s), c[0]), torch.logdet(dense + c[0] * identity))
+    assert_close(covariance.trace(lambda v, s: torch.log(v + s), c[0]), torch.logdet(dense + c[0] * identity))
 
 
 @on_every_covariance
@@ -123,15 +123,15 @@ def test_a_gaussian_is_dense_linear_algebra(path, family, shape):
     denoised = torch.cat([dense.denoise(v, *level) for v, level in zip(flat, levels, strict=True)])
     log_prob = torch.cat([dense.at(path, a).log_prob(v) for v, a in zip(flat, t, strict=True)])
     moved = torch.cat([dense.transport(v, path, a, b) for v, a, b in zip(flat, t, s, strict=True)])
-    close(gaussian.denoise(x, path, t).flatten(1), denoised)
-    close(GaussianDenoiser(path, gaussian)(x, t), gaussian.denoise(x, path, t), 0)
-    close(gaussian.log_prob(x, path, t), log_prob)
-    close(gaussian.transport(x, path, t, s).flatten(1), moved)
+    assert_close(gaussian.denoise(x, path, t).flatten(1), denoised)
+    assert_close(GaussianDenoiser(path, gaussian)(x, t), gaussian.denoise(x, path, t), 0)
+    assert_close(gaussian.log_prob(x, path, t), log_prob)
+    assert_close(gaussian.transport(x, path, t, s).flatten(1), moved)
     # One time for all volumes.
-    close(gaussian.denoise(x, path, t[1])[1].flatten(), denoised[1])
-    close(gaussian.log_prob(x, path, t[1])[1], log_prob[1])
-    close(gaussian.transport(x, path, t[1], s[1])[1].flatten(), moved[1])
-    close(gaussian.transport(x, path, t, s[1])[1].flatten(), moved[1])
+    assert_close(gaussian.denoise(x, path, t[1])[1].flatten(), denoised[1])
+    assert_close(gaussian.log_prob(x, path, t[1])[1], log_prob[1])
+    assert_close(gaussian.transport(x, path, t[1], s[1])[1].flatten(), moved[1])
+    assert_close(gaussian.transport(x, path, t, s[1])[1].flatten(), moved[1])
 
 
 @on_every_covariance
@@ -143,11 +143,13 @@ def test_samples_have_the_covariance_of_the_marginal(path, family, shape):
     n = math.prod(shape)
     mean = gaussian.sample(torch.zeros(1, *shape, dtype=torch.float64), path, t)
     matrix = gaussian.sample(torch.eye(n, dtype=torch.float64).reshape(n, *shape), path, t) - mean
-    close(mean.flatten(), path.alpha(t) * dense.mean)
-    close(matrix.flatten(1).T @ matrix.flatten(1), dense.at(path, t).covariance)
-    close(matrix.flatten(1), square_root(dense.at(path, t).covariance), 1e-7)  # roots halve the digits of small values
+    assert_close(mean.flatten(), path.alpha(t) * dense.mean)
+    assert_close(matrix.flatten(1).T @ matrix.flatten(1), dense.at(path, t).covariance)
+    assert_close(
+        matrix.flatten(1), square_root(dense.at(path, t).covariance), 1e-7
+    )  # roots halve the digits of small values
     each, times = normal(2, *shape), times_between(path, 2)
-    close(gaussian.sample(each, path, times)[1], gaussian.sample(each, path, times[1])[1])
+    assert_close(gaussian.sample(each, path, times)[1], gaussian.sample(each, path, times[1])[1])
 
 
 @on_paths()
@@ -160,16 +162,16 @@ def test_transport_is_a_semigroup(path, family):
         times_between(path, 3),
         path.time(f64([[0.5, 2.0, 9.0], [1.0] * 3, [0.1] * 3])),
     ):
-        close(gaussian.transport(x, path, t, t), x, 1e-13)
+        assert_close(gaussian.transport(x, path, t, t), x, 1e-13)
         there = gaussian.transport(x, path, t, s)
-        close(gaussian.transport(there, path, s, r), gaussian.transport(x, path, t, r), 1e-11)
-        close(gaussian.transport(there, path, s, t), x, 1e-11)
+        assert_close(gaussian.transport(there, path, s, r), gaussian.transport(x, path, t, r), 1e-11)
+        assert_close(gaussian.transport(there, path, s, t), x, 1e-11)
         # The ODE carries the density along: p_s(x_s) |dx_s/dx_t| = p_t(x_t).
         volume = gaussian.covariance.trace(
             lambda v, a, b, c, d: 0.5 * torch.log((c**2 * v + d**2) / (a**2 * v + b**2)),
             path.alpha(t), path.sigma(t), path.alpha(s), path.sigma(s),
         )  # fmt: skip
-        close(gaussian.log_prob(there, path, s) + volume, gaussian.log_prob(x, path, t))
+        assert_close(gaussian.log_prob(there, path, s) + volume, gaussian.log_prob(x, path, t))
 
 
 @on_paths()
@@ -190,11 +192,11 @@ def test_transport_from_pure_noise_to_clean_data(path, family):
     gaussian, dense = gaussians(family, (1, 2, 3))
     x, noise, clean = normal(2, 1, 2, 3), f64(path.span[1]), f64(path.span[0])
     exact = dense.mean + x.flatten(1) @ square_root(dense.covariance)
-    close(gaussian.transport(x, path, noise, clean).flatten(1), exact, 1e-8)
-    close(gaussian.transport(gaussian.transport(x, path, noise, clean), path, clean, noise), x, 1e-7)
-    close(gaussian.denoise(x, path, noise), gaussian.mean.expand(2, 1, 2, 3), 1e-15)
-    close(gaussian.sample(x, path, noise), x, 1e-15)
-    close(gaussian.log_prob(x, path, noise), -0.5 * x.flatten(1).square().sum(1) - 3 * math.log(2 * math.pi))
+    assert_close(gaussian.transport(x, path, noise, clean).flatten(1), exact, 1e-8)
+    assert_close(gaussian.transport(gaussian.transport(x, path, noise, clean), path, clean, noise), x, 1e-7)
+    assert_close(gaussian.denoise(x, path, noise), gaussian.mean.expand(2, 1, 2, 3), 1e-15)
+    assert_close(gaussian.sample(x, path, noise), x, 1e-15)
+    assert_close(gaussian.log_prob(x, path, noise), -0.5 * x.flatten(1).square().sum(1) - 3 * math.log(2 * math.pi))
 
 
 def correlated(n, shape, seed=0):
@@ -213,8 +215,8 @@ def test_fit_diagonal(shape):
     samples = correlated(9, shape)
     mean, dense = moments(samples)
     gaussian = Gaussian.fit(samples)
-    close(gaussian.mean.flatten(), mean, 1e-12)
-    close(gaussian.covariance.variance.flatten(), dense.diagonal(), 1e-12)
+    assert_close(gaussian.mean.flatten(), mean, 1e-12)
+    assert_close(gaussian.covariance.variance.flatten(), dense.diagonal(), 1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -225,12 +227,12 @@ def test_fit_fourier(shape):
     gaussian, f, n = Gaussian.fit(samples, "fourier"), fourier_matrix(shape[1:]), math.prod(shape[1:])
     blocks = [dense[c * n : (c + 1) * n, c * n : (c + 1) * n].to(f) for c in range(shape[0])]
     spectrum = torch.stack([(f @ block @ f.mH).diagonal().real for block in blocks])
-    close(gaussian.mean.flatten(), mean, 1e-12)
-    close(gaussian.covariance.spectrum.flatten(1), spectrum, 1e-11)
+    assert_close(gaussian.mean.flatten(), mean, 1e-12)
+    assert_close(gaussian.covariance.spectrum.flatten(1), spectrum, 1e-11)
     axes = tuple(range(1, len(shape)))
     mirrored = gaussian.covariance.spectrum.flip(axes).roll([1] * len(axes), axes)
-    close(gaussian.covariance.spectrum, mirrored, 1e-12)
-    close(gaussian.covariance.trace(lambda v: v), dense.trace(), 1e-12)
+    assert_close(gaussian.covariance.spectrum, mirrored, 1e-12)
+    assert_close(gaussian.covariance.trace(lambda v: v), dense.trace(), 1e-12)
 
 
 def test_fit_fourier_recovers_a_stationary_field():
@@ -240,7 +242,7 @@ def test_fit_fourier_recovers_a_stationary_field():
     mean, dense = moments(samples)
     x, t = normal(2, 1, 4, 5), f64(0.5)
     exact = DenseGaussian(mean, dense).denoise(x.flatten(1), EDM().alpha(t), EDM().sigma(t))
-    close(Gaussian.fit(samples, "fourier").denoise(x, EDM(), t).flatten(1), exact)
+    assert_close(Gaussian.fit(samples, "fourier").denoise(x, EDM(), t).flatten(1), exact)
 
 
 @pytest.mark.parametrize("shape", [(1, 12), (2, 3, 4), (2, 3, 2, 2)], ids=str)
@@ -255,12 +257,12 @@ def test_fit_low_rank(shape, rank):
     tail = (dense.trace() - values.sum()) / (n - rank)
     exact = vectors @ torch.diag(values - tail) @ vectors.T + tail * torch.eye(n, dtype=torch.float64)
     gaussian = Gaussian.fit(samples, "low_rank", rank)
-    close(gaussian.mean.flatten(), mean, 1e-12)
+    assert_close(gaussian.mean.flatten(), mean, 1e-12)
     identity = torch.eye(n, dtype=torch.float64).reshape(n, *shape)
-    close(gaussian.covariance.apply(lambda v: v, identity).flatten(1), exact)
-    close(gaussian.covariance.trace(lambda v: v), dense.trace())
+    assert_close(gaussian.covariance.apply(lambda v: v, identity).flatten(1), exact)
+    assert_close(gaussian.covariance.trace(lambda v: v), dense.trace())
     u = gaussian.covariance.vectors.flatten(1)
-    close(u @ u.T, torch.eye(rank, dtype=torch.float64), 1e-12)
+    assert_close(u @ u.T, torch.eye(rank, dtype=torch.float64), 1e-12)
 
 
 @pytest.mark.parametrize("rank", [2, 5, 9])
@@ -271,14 +273,14 @@ def test_fit_low_rank_of_data_with_fewer_dimensions(rank):
     _, dense = moments(samples)
     gaussian = Gaussian.fit(samples, "low_rank", rank)
     identity = torch.eye(20, dtype=torch.float64).reshape(20, 1, 4, 5)
-    close(gaussian.covariance.apply(lambda v: v, identity).flatten(1), dense)
+    assert_close(gaussian.covariance.apply(lambda v: v, identity).flatten(1), dense)
 
 
 def test_fit_low_rank_of_more_volumes_than_voxels():
     samples = correlated(12, (1, 4))
     _, dense = moments(samples)
     gaussian = Gaussian.fit(samples, "low_rank", 4)
-    close(gaussian.covariance.apply(lambda v: v, torch.eye(4, dtype=torch.float64)[:, None]).flatten(1), dense)
+    assert_close(gaussian.covariance.apply(lambda v: v, torch.eye(4, dtype=torch.float64)[:, None]).flatten(1), dense)
     with pytest.raises(ValueError, match=r"low_rank.* needs 0 < rank"):
         Gaussian.fit(samples, "low_rank", 5)
 
@@ -290,9 +292,9 @@ def test_fit_of_a_stream_of_batches(kind, rank):
     x = normal(2, 2, 3, 3)
     for batches in (samples.split(4), (samples[i : i + 1] for i in range(10))):
         streamed = Gaussian.fit(batches, kind, rank)
-        close(streamed.mean, whole.mean, 1e-12)
+        assert_close(streamed.mean, whole.mean, 1e-12)
         # Nothing but the order of summation differs.
-        close(streamed.covariance.apply(lambda v: v, x), whole.covariance.apply(lambda v: v, x), 1e-12)
+        assert_close(streamed.covariance.apply(lambda v: v, x), whole.covariance.apply(lambda v: v, x), 1e-12)
 
 
 @pytest.mark.parametrize(("kind", "rank"), [("diagonal", None), ("fourier", None), ("low_rank", 4)])
@@ -300,8 +302,8 @@ def test_a_fit_has_the_dtype_of_its_samples_and_exact_moments(kind, rank):
     samples = correlated(10, (2, 3, 3)).float()
     fitted, exact = Gaussian.fit(samples, kind, rank), Gaussian.fit(samples.double(), kind, rank)
     assert fitted.mean.dtype is torch.float32
-    close(fitted.mean.double(), exact.mean, 1e-6)
-    close(fitted.covariance.trace(lambda v: v), exact.covariance.trace(lambda v: v), 1e-12)
+    assert_close(fitted.mean.double(), exact.mean, 1e-6)
+    assert_close(fitted.covariance.trace(lambda v: v), exact.covariance.trace(lambda v: v), 1e-12)
 
 
 def test_bad_fits_teach():
@@ -341,8 +343,8 @@ def test_the_density_of_a_mixture(path):
         densities.append(
             sum(w * c.log_prob(volume.flatten()).exp() for w, c in zip(denoiser.weights, components, strict=True))
         )
-    close(denoiser.log_prob(x, t), torch.stack(densities).log(), 1e-11)
-    close(denoiser.log_prob(x, t[1])[1], denoiser.log_prob(x, t)[1], 1e-13)
+    assert_close(denoiser.log_prob(x, t), torch.stack(densities).log(), 1e-11)
+    assert_close(denoiser.log_prob(x, t[1])[1], denoiser.log_prob(x, t)[1], 1e-13)
 
 
 @on_paths("VP", "EDM", "Flow")
@@ -355,13 +357,13 @@ def test_a_mixture_by_quadrature(path):
     alpha, sigma = path.alpha(t), path.sigma(t)
     grid = torch.linspace(-15, 15, 6001, dtype=torch.float64)
     h = grid[1] - grid[0]
-    close(denoiser.log_prob(grid.reshape(-1, 1, 1), t).exp().sum() * h, f64(1.0), 1e-12)
+    assert_close(denoiser.log_prob(grid.reshape(-1, 1, 1), t).exp().sum() * h, f64(1.0), 1e-12)
     m, v = denoiser.means.flatten(), denoiser.variances
     prior = (denoiser.weights / torch.sqrt(2 * math.pi * v) * torch.exp(-0.5 * (grid[:, None] - m) ** 2 / v)).sum(1)
     x = f64([-2.0, -0.3, 0.4, 1.7])
     joint = prior * torch.exp(-0.5 * ((x[:, None] - alpha * grid) / sigma) ** 2) / (math.sqrt(2 * math.pi) * sigma)
-    close(denoiser(x.reshape(-1, 1, 1), t).flatten(), (joint * grid).sum(1) / joint.sum(1), 1e-11)
-    close(denoiser.log_prob(x.reshape(-1, 1, 1), t), (joint.sum(1) * h).log(), 1e-11)
+    assert_close(denoiser(x.reshape(-1, 1, 1), t).flatten(), (joint * grid).sum(1) / joint.sum(1), 1e-11)
+    assert_close(denoiser.log_prob(x.reshape(-1, 1, 1), t), (joint.sum(1) * h).log(), 1e-11)
 
 
 @pytest.mark.parametrize(("shape", "k"), [((2, 3), 1), ((2, 3), 3), ((1, 2), 4)])
@@ -372,18 +374,18 @@ def test_the_gaussian_of_a_mixture(shape, k):
     mean = w @ m
     dense = (w * v).sum() * torch.eye(n, dtype=torch.float64) + torch.einsum("k,ki,kj->ij", w, m - mean, m - mean)
     gaussian = denoiser.gaussian()
-    close(gaussian.mean.flatten(), mean, 1e-13)
+    assert_close(gaussian.mean.flatten(), mean, 1e-13)
     identity = torch.eye(n, dtype=torch.float64).reshape(n, *shape)
-    close(gaussian.covariance.apply(lambda v: v, identity).flatten(1), dense, 1e-12)
-    close(gaussian.covariance.trace(lambda v: v), dense.trace(), 1e-12)
+    assert_close(gaussian.covariance.apply(lambda v: v, identity).flatten(1), dense, 1e-12)
+    assert_close(gaussian.covariance.trace(lambda v: v), dense.trace(), 1e-12)
 
 
 @on_paths()
 def test_a_mixture_of_one_is_a_gaussian(path):
     denoiser, x, t = mixture(path, k=1), normal(4, 2, 3), times_between(path, 4)
     gaussian = denoiser.gaussian()
-    close(denoiser(x, t), GaussianDenoiser(path, gaussian)(x, t), 1e-12)
-    close(denoiser.log_prob(x, t), gaussian.log_prob(x, path, t), 1e-12)
+    assert_close(denoiser(x, t), GaussianDenoiser(path, gaussian)(x, t), 1e-12)
+    assert_close(denoiser.log_prob(x, t), gaussian.log_prob(x, path, t), 1e-12)
 
 
 @on_paths()
@@ -393,8 +395,8 @@ def test_a_finite_set_is_a_mixture_of_points(path):
     points = MixtureDenoiser(
         path, data, torch.zeros(5, dtype=torch.float64), torch.full((5,), 0.2, dtype=torch.float64)
     )
-    close(EmpiricalDenoiser(path, data)(x, t), points(x, t), 1e-11)
-    close(EmpiricalDenoiser(path, data)(x, t[1])[1], points(x, t)[1], 1e-11)
+    assert_close(EmpiricalDenoiser(path, data)(x, t), points(x, t), 1e-11)
+    assert_close(EmpiricalDenoiser(path, data)(x, t[1])[1], points(x, t)[1], 1e-11)
 
 
 @on_paths()
@@ -403,7 +405,7 @@ def test_a_finite_set_at_little_and_at_much_noise(path):
     data, x = normal(5, 2, 3), normal(4, 2, 3, seed=6)
     nearest = data[torch.cdist(x.flatten(1), data.flatten(1)).argmin(1)]
     little = path.time(f64(1e-2))
-    close(EmpiricalDenoiser(path, data)(path.alpha(little) * x, little), nearest, 1e-12)
+    assert_close(EmpiricalDenoiser(path, data)(path.alpha(little) * x, little), nearest, 1e-12)
     much = path.t_noise
     # Weights differ from 1/5 by about <x, y>/rho, of order 6/50 at the noisy end of VE.
     error = (EmpiricalDenoiser(path, data)(path.sigma(much) * x, much) - data.mean(0)).abs().max()
@@ -412,7 +414,7 @@ def test_a_finite_set_at_little_and_at_much_noise(path):
 
 def test_a_finite_set_of_pure_noise_is_exactly_its_mean():
     data = normal(5, 2, 3)
-    close(EmpiricalDenoiser(Flow(), data)(normal(2, 2, 3), f64(1.0)), data.mean(0).expand(2, 2, 3), 1e-15)
+    assert_close(EmpiricalDenoiser(Flow(), data)(normal(2, 2, 3), f64(1.0)), data.mean(0).expand(2, 2, 3), 1e-15)
 
 
 def test_modules_move_and_save_their_data():
@@ -425,14 +427,14 @@ def test_modules_move_and_save_their_data():
         assert set(denoiser.state_dict()) == names
         assert list(denoiser.parameters()) == []
         assert denoiser(x.float(), t).dtype is torch.float32
-        close(denoiser(x.float(), t).double(), exact, 1e-5)
+        assert_close(denoiser(x.float(), t).double(), exact, 1e-5)
         denoiser.to(torch.float32)
         assert {buffer.dtype for buffer in denoiser.buffers()} == {torch.float32}
         value = denoiser(x, t)
         assert value.dtype is torch.float64
-        close(value, exact, 1e-5)
+        assert_close(value, exact, 1e-5)
     gaussian, _ = gaussians(diagonal, (2, 3))
-    close(GaussianDenoiser(VP(), gaussian).to(torch.float32)(x, t), gaussian.denoise(x, VP(), t), 0)
+    assert_close(GaussianDenoiser(VP(), gaussian).to(torch.float32)(x, t), gaussian.denoise(x, VP(), t), 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -440,7 +442,7 @@ def test_a_copy_on_a_device(family):
     gaussian, _ = gaussians(family, (2, 3))
     x, copy = normal(2, 2, 3), gaussian.to(torch.device("cpu"))
     assert isinstance(copy.covariance, type(gaussian.covariance))
-    close(copy.denoise(x, VP(), f64(0.4)), gaussian.denoise(x, VP(), f64(0.4)), 0)
+    assert_close(copy.denoise(x, VP(), f64(0.4)), gaussian.denoise(x, VP(), f64(0.4)), 0)
     meta = gaussian.to(torch.device("meta"))
     tensors = [v for v in (meta.mean, *vars(meta.covariance).values()) if isinstance(v, torch.Tensor)]
     assert {v.device.type for v in tensors} == {"meta"}
@@ -460,7 +462,7 @@ def test_volumes_in_float32():
             (gaussian.log_prob(x, Cosine(), t), gaussian.log_prob(x.double(), Cosine(), t)),
         ]:
             assert value.dtype is torch.float32
-            close(value.double(), exact, 1e-5)
+            assert_close(value.double(), exact, 1e-5)
 
 
 def test_bad_mixtures_teach():

@@ -158,11 +158,6 @@ class _Measured(Denoiser):
             )
         return self.expand(gain, x)
 
-    def spread(self, t: Tensor, sigma_data: float) -> Tensor:
-        """r_t^2 at times t, shaped like t."""
-        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
-        return sigma**2 * sigma_data**2 / (alpha**2 * sigma_data**2 + sigma**2)
-
 
 def _misfit(y: Tensor, predicted: Tensor) -> Tensor:
     if y.shape[1:] != predicted.shape[1:] or len(y) not in (1, len(predicted)):
@@ -223,19 +218,8 @@ class MomentMatching(_Measured):
         return (d if graph else d.detach()) + covariance(tangent.adjoint(w))
 
 
-class PiGDM(_Measured):
-    """C = r_t^2: one backward pass through the network.
-
-    Returns D + (sigma^2/alpha) (dD/dx)^T A^T w with (r_t^2 A A^T + r^2) w = y - A D (eq. 7 and 8, noisy case).
-
-    Args:
-        denoiser: E[x_0 | x_t] of the prior.
-        operator: A.
-        y: the measurement (1 or B, ...).
-        noise_std: r.
-        sigma_data: standard deviation of the clean data, 1 as published.
-        iterations: of conjugate gradients, which cost no evaluation.
-    """
+class _Isotropic(_Measured):
+    """C = r_t^2, one number for all voxels."""
 
     def __init__(
         self,
@@ -249,6 +233,36 @@ class PiGDM(_Measured):
         super().__init__(denoiser, operator, y, noise_std)
         self.sigma_data, self.iterations = sigma_data, iterations
 
+    def spread(self, t: Tensor) -> Tensor:
+        """r_t^2 at times t, shaped like t."""
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        return sigma**2 * self.sigma_data**2 / (alpha**2 * self.sigma_data**2 + sigma**2)
+
+    def agreement(self, tangent: _Tangent, t: Tensor) -> Tensor:
+        """A^T (r_t^2 A A^T + r^2)^-1 (y - A D)."""
+        residual, noise = self.residual(tangent), self.noise_std**2
+        spread = self.expand(self.spread(t), residual.real)
+        return tangent.adjoint(
+            conjugate_gradient(
+                lambda v: spread * tangent.forward(tangent.adjoint(v)) + noise * v, residual, self.iterations
+            )
+        )
+
+
+class PiGDM(_Isotropic):
+    """C = r_t^2: one backward pass through the network.
+
+    Returns D + (sigma^2/alpha) (dD/dx)^T A^T w with (r_t^2 A A^T + r^2) w = y - A D (eq. 7 and 8, noisy case).
+
+    Args:
+        denoiser: E[x_0 | x_t] of the prior.
+        operator: A.
+        y: the measurement (1 or B, ...).
+        noise_std: r.
+        sigma_data: standard deviation of the clean data, 1 as published.
+        iterations: of conjugate gradients, which cost no evaluation.
+    """
+
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """An estimate of E[x_0 | x_t = x, y] of x (B, C, *spatial) at times t, () or (B,).
 
@@ -259,12 +273,12 @@ class PiGDM(_Measured):
         with _gradients():
             leaf = _leaf(x)
             d = self.denoiser(leaf, t, **cond)
-        pull = _agreement(self, _Tangent(self.operator, d, graph), t, self.sigma_data, self.iterations)
+        pull = self.agreement(_Tangent(self.operator, d, graph), t)
         (gradient,) = torch.autograd.grad(d, leaf, pull, create_graph=graph)
         return (d if graph else d.detach()) + gain * gradient
 
 
-class Projection(_Measured):
+class Projection(_Isotropic):
     """The least change of D that agrees with the measurement; with r = 0 DDNM, D + A^+ (y - A D).
 
     With noise the change is r_t^2 A^T (r_t^2 A A^T + r^2)^-1 (y - A D), which trusts the measurement less the smaller
@@ -279,18 +293,6 @@ class Projection(_Measured):
         iterations: of conjugate gradients, which cost no evaluation.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        operator: Operator,
-        y: Tensor,
-        noise_std: float,
-        sigma_data: float = 1.0,
-        iterations: int = 32,
-    ) -> None:
-        super().__init__(denoiser, operator, y, noise_std)
-        self.sigma_data, self.iterations = sigma_data, iterations
-
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """An estimate of E[x_0 | x_t = x, y] of x (B, C, *spatial) at times t, () or (B,).
 
@@ -298,20 +300,11 @@ class Projection(_Measured):
             ValueError: the operator makes another shape than the measurement has.
         """
         d = self.denoiser(x, t, **cond)
-        tangent = _Tangent(self.operator, d, _asks_for_gradient(d))
-        pull = _agreement(self, tangent, t, self.sigma_data, self.iterations)
-        return d + self.expand(self.spread(t, self.sigma_data), x) * pull
+        pull = self.agreement(_Tangent(self.operator, d, _asks_for_gradient(d)), t)
+        return d + self.expand(self.spread(t), x) * pull
 
 
-def _agreement(posterior: _Measured, tangent: _Tangent, t: Tensor, sigma_data: float, iterations: int) -> Tensor:
-    """A^T (r_t^2 A A^T + r^2)^-1 (y - A D)."""
-    residual, noise = posterior.residual(tangent), posterior.noise_std**2
-    spread = posterior.expand(posterior.spread(t, sigma_data), residual.real)
-    w = conjugate_gradient(lambda v: spread * tangent.forward(tangent.adjoint(v)) + noise * v, residual, iterations)
-    return tangent.adjoint(w)
-
-
-class Decomposed(_Measured):
+class Decomposed(_Isotropic):
     """A few conjugate-gradient steps from D towards the measurement, in the space of clean volumes (DDS).
 
     The steps solve (A^T A + r^2/r_t^2) change = A^T (y - A D); stopping early keeps the change where the measurement
@@ -335,8 +328,7 @@ class Decomposed(_Measured):
         sigma_data: float = 1.0,
         iterations: int = 5,
     ) -> None:
-        super().__init__(denoiser, operator, y, noise_std)
-        self.sigma_data, self.iterations = sigma_data, iterations
+        super().__init__(denoiser, operator, y, noise_std, sigma_data, iterations)
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """An estimate of E[x_0 | x_t = x, y] of x (B, C, *spatial) at times t, () or (B,).
@@ -347,7 +339,7 @@ class Decomposed(_Measured):
         d = self.denoiser(x, t, **cond)
         tangent = _Tangent(self.operator, d, _asks_for_gradient(d))
         # Multiplied by r_t^2, so that it holds without noise in x or in y.
-        spread = self.expand(self.spread(t, self.sigma_data), x)
+        spread = self.expand(self.spread(t), x)
         return d + conjugate_gradient(
             lambda u: spread * tangent.adjoint(tangent.forward(u)) + self.noise_std**2 * u,
             spread * tangent.adjoint(self.residual(tangent)),
