@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from voxscore.training.data import datalist, fingerprint, kfold, split
+from voxscore.training.ema import PowerEMA, profile_exponent, reconstruct_ema
 from voxscore.training.handlers import Checkpoint, ClipGradients, EpochSeed, History, Provenance
 from voxscore.training.joint import JointObjective
 from voxscore.training.recipe import export_weights, initialized, run_recipe
@@ -13,12 +14,15 @@ __all__ = [
     "EpochSeed",
     "History",
     "JointObjective",
+    "PowerEMA",
     "Provenance",
     "datalist",
     "export_weights",
     "fingerprint",
     "initialized",
     "kfold",
+    "profile_exponent",
+    "reconstruct_ema",
     "run_recipe",
     "split",
 ]
