@@ -208,8 +208,7 @@ def test_a_seed_is_a_volume_at_any_batch_size(name):
         alone = sample(denoiser, x[k : k + 1], times, sampler, [seeded(k)])
         torch.testing.assert_close(alone[0], together[k], rtol=1e-10, atol=1e-10)
     other = sample(denoiser, x, times, sampler, [seeded(k + 1) for k in range(4)])
-    assert (other - together).abs().amin(dim=(1, 2, 3, 4)).min() < 1e3  # finite, and:
-    assert not torch.allclose(other, together)
+    assert ((other - together).flatten(1).norm(dim=1) > 0.1).all(), "another seed is another volume, for each"
 
 
 def test_one_generator_seeds_the_volumes_in_order():

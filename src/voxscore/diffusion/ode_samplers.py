@@ -151,7 +151,8 @@ class Heun(Sampler):
         """Two evaluations, or one at the ends of the path."""
         path = denoiser.path
         ratio = path.ratio(t)
-        if self.gamma > 0 and self.ratio_min <= float(ratio) <= min(self.ratio_max, 1e30):
+        # Pure noise cannot be made noisier.
+        if self.gamma > 0 and self.ratio_min <= float(ratio) <= self.ratio_max and not torch.isinf(ratio):
             raised = path.time((1 + min(self.gamma, math.sqrt(2) - 1)) * ratio).clamp(max=path.span[1])
             x, t = renoise(path, x, t, raised, self.noise_scale * noise(x)), raised
         return heun_step(denoiser, x, denoiser(x, t), s, Levels.of(path, t, s)), None
