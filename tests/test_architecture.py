@@ -21,7 +21,7 @@ ALLOWED = {
     "inferers": {"networks", "diffusion"},
     "evaluation": set(),
     "segmentation": {"bundles", "evaluation", "volumes"},
-    "training": {"bundles", "diffusion", "volumes"},
+    "training": {"bundles", "diffusion", "networks", "volumes"},
     "cli": None,  # the top: reaches everything through the lazy names of `import voxscore`
     "__init__": None,
     "__main__": {"cli"},

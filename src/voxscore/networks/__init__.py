@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from voxscore.networks.joint_score_unet import JointScoreUNet
 from voxscore.networks.score_unet import ScoreUNet
 from voxscore.networks.self_distillation import DeepHeads, DeepOutputs, DualSelfDistillationLoss, SelfDistilled
 from voxscore.networks.squeeze_excitation import ChannelSE, ConcurrentSE, SpatialSE
@@ -12,6 +13,7 @@ __all__ = [
     "DeepHeads",
     "DeepOutputs",
     "DualSelfDistillationLoss",
+    "JointScoreUNet",
     "ScoreUNet",
     "SelfDistilled",
     "SpatialSE",

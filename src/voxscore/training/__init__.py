@@ -5,6 +5,7 @@ from __future__ import annotations
 from voxscore.training.data import datalist, fingerprint, kfold, split
 from voxscore.training.ema import PowerEMA, profile_exponent, reconstruct_ema
 from voxscore.training.handlers import Checkpoint, ClipGradients, EpochSeed, History, Provenance
+from voxscore.training.held_out import HeldOutMonitor
 from voxscore.training.joint import JointObjective
 from voxscore.training.recipe import export_weights, initialized, run_recipe
 
@@ -12,6 +13,7 @@ __all__ = [
     "Checkpoint",
     "ClipGradients",
     "EpochSeed",
+    "HeldOutMonitor",
     "History",
     "JointObjective",
     "PowerEMA",

@@ -59,7 +59,8 @@ class JointObjective(nn.Module):
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         augmentation = None if self.augmentation is None else self.augmentation.draw(x0.shape, generator)
         found = joint_loss(self.denoiser, x0, t, noise, augmentation)
-        loss = found.losses @ torch.tensor(self.weights).to(found.losses)
+        # A matrix product would be rounded to bfloat16 under autocast.
+        loss = (found.losses * torch.tensor(self.weights).to(found.losses)).sum(1)
         noisy = (self.denoiser.path.sigma(t) > 0).to(x0.device)
         for k, group in enumerate(self.denoiser.groups):
             if group.categorical and self.dice_weight:
