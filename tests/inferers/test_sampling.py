@@ -39,6 +39,7 @@ from voxscore.inferers import (
     SamplerInferer,
     checkpoint_denoiser,
     unet_denoiser,
+    volume_seed,
 )
 
 SIZE = (1, 4, 4, 4)
@@ -67,19 +68,25 @@ def by_hand(seed, denoiser, sampler, times):
     return sample(denoiser, x, times, sampler, generators)
 
 
-def test_each_volume_is_the_loops_and_has_the_next_seed():
+def test_each_volume_is_the_loops_and_has_a_seed_of_its_own():
     run = inferer(seed=7)
     y = torch.cat([run(torch.zeros(2, *SIZE), ExactNet()), run(torch.zeros(1, *SIZE), ExactNet())])
     for k in range(3):
-        torch.testing.assert_close(y[k : k + 1], by_hand(7 + k, exact(), Ancestral(), run.times), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(y[k : k + 1], by_hand(volume_seed(7, k), exact(), Ancestral(), run.times), rtol=1e-5, atol=1e-5)
 
 
 def test_seeds_can_be_given():
-    y = inferer()(torch.zeros(2, *SIZE), ExactNet(), seeds=[5, 5])
+    y = inferer()(torch.zeros(2, *SIZE), ExactNet(), seeds=[volume_seed(5, 0)] * 2)
     torch.testing.assert_close(y[0], y[1], rtol=0, atol=0)
     torch.testing.assert_close(y[:1], inferer(seed=5)(torch.zeros(1, *SIZE), ExactNet()), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="got 1 for a batch of 2"):
         inferer()(torch.zeros(2, *SIZE), ExactNet(), seeds=[5])
+
+
+def test_runs_share_no_volume():
+    seeds = [volume_seed(seed, k) for seed in range(20) for k in range(50)]
+    assert len(set(seeds)) == 1000
+    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_metadata_and_channels():

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -234,6 +234,27 @@ class Gaussian:
         tail = float(rest.clamp(min=0)) / max(mean.numel() - rank, 1)
         dtype = batches[0].dtype
         return cls(mean.to(dtype), LowRankCovariance(vectors.to(dtype), values, tail))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors it is made of, by name."""
+        return {"mean": self.mean, **{name: torch.as_tensor(value) for name, value in vars(self.covariance).items()}}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> Gaussian:
+        """What `state_dict` was taken of; half precision becomes float32.
+
+        Raises:
+            ValueError: the names are of no family.
+        """
+        half = (torch.float16, torch.bfloat16)
+        parts: dict[str, Any] = {name: v.float() if v.dtype in half else v for name, v in state.items()}
+        mean = parts.pop("mean", None)
+        if "tail" in parts:
+            parts["tail"] = float(parts["tail"])
+        for family in (DiagonalCovariance, FourierCovariance, LowRankCovariance):
+            if mean is not None and parts.keys() == {field.name for field in fields(family)}:
+                return cls(mean, family(**parts))
+        raise ValueError(f"Gaussian.from_state_dict: {sorted(state)} are the tensors of no family")
 
     def to(self, device: torch.device) -> Gaussian:
         """A copy on this device."""

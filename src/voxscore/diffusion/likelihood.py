@@ -59,7 +59,8 @@ def log_likelihood(
     Raises:
         TypeError: the prior is no `Gaussian`; that of a `MixtureDenoiser` is `.gaussian()`.
         ValueError: the grid touches clean data or pure noise, or is no grid in the path's span; no probe; the
-            denoiser returns another shape, NaN or infinity.
+            denoiser returns another shape.
+        FloatingPointError: the denoiser returns NaN or infinity.
     """
     with torch.inference_mode(False):
         path, x, times = denoiser.path, x.detach().clone(), torch.as_tensor(times).detach().clone()

@@ -119,13 +119,14 @@ class WatchedDenoiser(Denoiser):
         """E[x_0 | x_t = x], of the right shape and finite.
 
         Raises:
-            ValueError: another shape, NaN or infinity; the message says at which noise level.
+            ValueError: another shape.
+            FloatingPointError: NaN or infinity; the message says at which noise level.
         """
         d = self.denoiser(x, t, **cond)
         if d.shape != x.shape:
             raise ValueError(f"the denoiser made {tuple(d.shape)} of a volume {tuple(x.shape)}")
         if not torch.isfinite(d).all():
-            raise ValueError(
+            raise FloatingPointError(
                 f"the denoiser returned NaN or infinity at t = {float(t):.6g}, "
                 f"noise level sigma/alpha = {float(self.path.ratio(t)):.6g}"
             )
@@ -201,6 +202,7 @@ def sample(denoiser: Denoiser, x: Tensor, times: Tensor, sampler: Sampler, gener
     Raises:
         TypeError: a sampler's class instead of a sampler, a network instead of a denoiser, a seed for a generator.
         ValueError: a grid with no step, not descending or outside the path's span; x is no batch of finite volumes;
-            the denoiser returns another shape, NaN or infinity (the message says at which noise level).
+            the denoiser returns another shape.
+        FloatingPointError: the denoiser returns NaN or infinity; the message says at which noise level.
     """
     return deque(trajectory(denoiser, x, times, sampler, generator), maxlen=1).pop()

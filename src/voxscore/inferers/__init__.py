@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from voxscore.inferers.sampling import SamplerInferer, checkpoint_denoiser, unet_denoiser
+from voxscore.inferers.sampling import SamplerInferer, checkpoint_denoiser, unet_denoiser, volume_seed
 from voxscore.inferers.schedulers import DDIMScheduler, DDPMScheduler, PNDMScheduler, RFlowScheduler
 from voxscore.inferers.windows import FastInferer, FittedWindowInferer
 
@@ -16,4 +16,5 @@ __all__ = [
     "SamplerInferer",
     "checkpoint_denoiser",
     "unet_denoiser",
+    "volume_seed",
 ]

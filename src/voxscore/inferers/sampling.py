@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
@@ -24,7 +25,15 @@ from voxscore.diffusion import Denoiser, Discrete, Flow, NetDenoiser, Path, Samp
 from voxscore.diffusion.denoisers import Prediction
 from voxscore.inferers.windows import FastInferer, like_input
 
-__all__ = ["SamplerInferer", "checkpoint_denoiser", "unet_denoiser"]
+__all__ = ["SamplerInferer", "checkpoint_denoiser", "unet_denoiser", "volume_seed"]
+
+
+def volume_seed(seed: int, k: int) -> int:
+    """The seed of volume k of a run, a number below 2^63.
+
+    Runs of different seeds share no volume, as they would if volume k simply had the seed `seed + k`.
+    """
+    return int(np.random.SeedSequence([seed, k]).generate_state(1, np.uint64)[0] >> 1)
 
 
 class SamplerInferer(Inferer):
@@ -41,8 +50,8 @@ class SamplerInferer(Inferer):
         posterior: (denoiser, inputs) -> denoiser: what the input means for the sample, for instance that it is one
             group of a joint state or a measurement. If None the input only says how many volumes of which size.
         channels: of a sample; as many as the input has if None.
-        seed: of the first volume; each further one that this inferer makes has the next. Several processes each
-            count for themselves: there, give the seeds of every call.
+        seed: volume k that this inferer makes, counted from 0, has the seed `volume_seed(seed, k)`. Several processes
+            each count for themselves: there, give the seeds of every call.
         full_precision: keep the network in float32.
         progress: show a progress bar.
     """
@@ -59,7 +68,7 @@ class SamplerInferer(Inferer):
         progress: bool = False,
     ) -> None:
         self.denoiser, self.times, self.sampler = denoiser, torch.as_tensor(times, dtype=torch.float64), sampler
-        self.posterior, self.channels, self.next_seed = posterior, channels, seed
+        self.posterior, self.channels, self.seed, self.made = posterior, channels, seed, 0
         self.fast, self.progress = FastInferer(full_precision), progress
 
     def __call__(
@@ -75,11 +84,12 @@ class SamplerInferer(Inferer):
 
         Raises:
             ValueError: the number of seeds is not the number of volumes; as `voxscore.diffusion.sample`.
+            FloatingPointError: the network returned NaN or infinity; the message says at which noise level.
         """
         batch = len(inputs)
         if seeds is None:
-            seeds = range(self.next_seed, self.next_seed + batch)
-            self.next_seed += batch
+            seeds = [volume_seed(self.seed, self.made + k) for k in range(batch)]
+            self.made += batch
         generators = [Generator().manual_seed(seed) for seed in seeds]
         denoiser = self._denoiser(network)
         if cond:
