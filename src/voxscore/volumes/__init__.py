@@ -6,6 +6,7 @@ side is in. What cannot be read with certainty (missing slices, a truncated file
 refused with one sentence that says what to do; nothing is guessed and no partial file is ever left behind.
 """
 
+from voxscore.volumes.dicom_mr import write_dicom_mr
 from voxscore.volumes.dicom_seg import write_dicom_seg
 from voxscore.volumes.files import VOLUME_SUFFIXES, base_name, sha256, volume_suffix, written_whole
 from voxscore.volumes.read import find_volumes, read_label_map, read_volume
@@ -22,6 +23,7 @@ __all__ = [
     "read_volume",
     "sha256",
     "volume_suffix",
+    "write_dicom_mr",
     "write_dicom_seg",
     "write_volume",
     "written_whole",
