@@ -35,6 +35,7 @@ class JointScoreUNet(ScoreUNet):
         deep_heads: add the heads of dual self-distillation for training.
         cond_features: length of the vector that names a transform of the volume.
         checkpointing: compute the inside of blocks again for backward.
+        position: tell the network where a voxel lies.
     """
 
     def __init__(
@@ -48,10 +49,20 @@ class JointScoreUNet(ScoreUNet):
         deep_heads: bool = False,
         cond_features: int = 0,
         checkpointing: bool = False,
+        position: bool = False,
     ) -> None:
         both = image_channels + classes
         super().__init__(
-            spatial_dims, both, both, channels, squeeze_excitation, 2, deep_heads, cond_features, checkpointing
+            spatial_dims,
+            both,
+            both,
+            channels,
+            squeeze_excitation,
+            2,
+            deep_heads,
+            cond_features,
+            checkpointing,
+            position,
         )
         self.image_channels, self.classes, self.ratio_max = image_channels, classes, ratio_max
 
@@ -62,9 +73,16 @@ class JointScoreUNet(ScoreUNet):
             x: an image (B, image_channels, *spatial), or with `t` a joint state (B, image_channels + classes, ...).
             t: noise-to-signal ratios of image and label, (B, 2) or (2,); None for an image alone.
             cond: (B, cond_features), the transform of the volume. None is 0, the identity.
+
+        Raises:
+            ValueError: without `t`, x is not an image; otherwise as `ScoreUNet`.
         """
         if t is not None:
             return super().forward(x, t, cond)
+        if x.shape[1] != self.image_channels:
+            raise ValueError(
+                f"JointScoreUNet: without t it takes an image of {self.image_channels} channels, got {tuple(x.shape)}"
+            )
         unknown = x.new_zeros(x.shape[0], self.classes, *x.shape[2:])
         ratio = torch.tensor([0.0, self.ratio_max], device=x.device)
         outputs = super().forward(torch.cat([x, unknown], dim=1), ratio, cond)

@@ -8,6 +8,11 @@ Squeeze-and-excitation stands after every encoder and every decoder block, as Ro
 identity without noise levels and in a fresh network; `noise_level` says what it does. With `deep_heads` the network
 returns `DeepOutputs` while it trains and its main output otherwise.
 
+A convolution does not know where it is. Of volumes that all show the same place a denoiser must know that: at high
+noise E[x_0 | x_t] tends to the mean volume, which no translation-equivariant function of noise comes near. With
+`position` the stem adds a linear function of Fourier features of each voxel's offset u from the centre, along each
+axis cos(2 pi u / L) and sin(2 pi u / L) for the wavelengths L = 8, 16, 32, 64, 128 voxels.
+
 Magnitudes at the start. PyTorch draws weights of variance 1 / (3 fan_in), so a convolution divides the root mean
 square (RMS) by sqrt(3) and a residual branch adds an RMS of sqrt(E[silu(z)^2] / 3) = 0.34, z being N(0, 1), whatever
 came in. A block whose gates are near g thus takes an RMS r to g sqrt(r^2 + 0.34^2): for input of RMS 1 it falls from
@@ -19,6 +24,7 @@ it (`torch.autocast`, `.to(memory_format=torch.channels_last_3d)`), the weights 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import gcd
@@ -36,6 +42,7 @@ from voxscore.networks.squeeze_excitation import ChannelSE, ConcurrentSE, Spatia
 
 __all__ = ["ScoreUNet"]
 
+WAVELENGTHS = (8, 16, 32, 64, 128)
 SQUEEZE_EXCITATION = {"cse": ChannelSE, "sse": SpatialSE, "scse": ConcurrentSE, None: None}
 
 
@@ -106,6 +113,7 @@ class ScoreUNet(nn.Module):
         deep_heads: add the heads of dual self-distillation for training.
         cond_features: length of the vector that names a transform of the volume (`cond`), 0 for none.
         checkpointing: in training keep only what enters and leaves a block and compute its inside again for backward.
+        position: tell the network where a voxel lies, for volumes that show the same place.
 
     Raises:
         ValueError: fewer than two levels (three with `deep_heads`), an unknown gate, `n_times` not in 0 to 2, or
@@ -123,6 +131,7 @@ class ScoreUNet(nn.Module):
         deep_heads: bool = False,
         cond_features: int = 0,
         checkpointing: bool = False,
+        position: bool = False,
     ) -> None:
         super().__init__()
         if len(channels) < 2:
@@ -143,6 +152,8 @@ class ScoreUNet(nn.Module):
         embedding = 4 * channels[0] if n_times else 0
         self.embed = NoiseEmbedding(n_times, embedding, cond_features) if n_times else None
         self.stem = convolution(in_channels, channels[0], kernel_size=3, padding=1)
+        features = 2 * len(WAVELENGTHS) * spatial_dims
+        self.position = convolution(features, channels[0], kernel_size=1, bias=False) if position else None
         self.encoder = nn.ModuleList(ResidualBlock(spatial_dims, c, c, squeeze_excitation, embedding) for c in channels)
         self.down = nn.ModuleList(
             convolution(fine, coarse, kernel_size=2, stride=2) for fine, coarse in pairwise(channels)
@@ -188,6 +199,8 @@ class ScoreUNet(nn.Module):
             x = F.pad(x, [p for n in reversed(padding) for p in (0, n)], mode="replicate")
         encoder: list[Tensor] = []
         h = self.stem(x)
+        if self.position is not None:
+            h = h + self.position(_position_features(h, crop[1:]))
         for level in range(len(self.encoder)):
             h = self._run(self._encode, level, h, embedding)
             encoder.append(h)
@@ -212,3 +225,15 @@ class ScoreUNet(nn.Module):
             # Nothing in a block is random, so there is no generator's state to keep.
             return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
         return part(*inputs)
+
+
+def _position_features(h: Tensor, volume: Sequence[slice]) -> Tensor:
+    """Fourier features (1, F, *spatial) of the voxels of h (B, C, *spatial), from the centre of the unpadded volume."""
+    features = []
+    for axis, (n, part) in enumerate(zip(h.shape[2:], volume, strict=True)):
+        u = torch.arange(n, device=h.device) - (part.stop - 1) / 2
+        shape = [1, 1, *(n if k == axis else 1 for k in range(h.ndim - 2))]
+        for wavelength in WAVELENGTHS:
+            angle = (2 * math.pi / wavelength * u).reshape(shape)
+            features += [angle.cos(), angle.sin()]
+    return torch.cat([f.expand(1, 1, *h.shape[2:]) for f in features], dim=1).to(h.dtype)
