@@ -399,6 +399,18 @@ def test_bad_states_teach():
             marginalize(joint, "label", value)(volumes(3, 2), t)
     with pytest.raises(ValueError, match=r"the network made \(2, 5, 5\) of a volume \(2, 6, 5\)"):
         JointNetDenoiser(lambda x, ratios: x[:, 1:], VP(), net_groups())(normal(2, 6, 5), t)
+    several = JointNetDenoiser(lambda x, ratios: (x, 2 * x), VP(), net_groups())
+    with pytest.raises(TypeError, match="the network must return one tensor, it returned tuple"):
+        several(normal(2, 6, 5), t)
+
+
+def test_each_of_several_outputs_is_read_as_the_only_one_would_be():
+    path, x, t = VP(), normal(4, 6, 5), torch.stack([times_between(VP(), 4).roll(k) for k in range(3)], dim=1)
+    several = JointNetDenoiser(lambda x, r: (elementwise(x, r), 2 * elementwise(x, r)), path, net_groups())
+    for k, f in enumerate(several.raw(x, t)):
+        alone = JointNetDenoiser(lambda x, r, k=k: (k + 1) * elementwise(x, r), path, net_groups())
+        for found, expected in zip(several.interpret(f, x, t), alone.outputs(x, t), strict=True):
+            assert torch.equal(found, expected)
 
 
 def test_only_joint_denoisers_have_groups():

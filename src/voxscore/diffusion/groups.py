@@ -123,7 +123,7 @@ class JointNetDenoiser(JointDenoiser):
 
     def __init__(
         self,
-        net: Callable[..., Tensor],
+        net: Callable[..., Any],
         path: Path,
         groups: Sequence[Group],
         time_map: Callable[[Tensor], Tensor] | None = None,
@@ -139,27 +139,54 @@ class JointNetDenoiser(JointDenoiser):
         ).to(x.dtype)
 
     def outputs(self, x: Tensor, t: Tensor, **cond: Any) -> list[Tensor]:
-        """Per group what training compares: E[x_0 | x_t] of a continuous group, the logits of a categorical one.
+        """Per group what training compares: `interpret` of `raw`."""
+        return self.interpret(self.raw(x, t, **cond), x, t)
+
+    def raw(self, x: Tensor, t: Tensor, **cond: Any) -> Any:
+        """What the network itself says of x (B, C, *spatial); in training it may say more than one tensor.
 
         Raises:
-            ValueError: as `group_times`, or the network's output is not shaped like x.
+            ValueError: as `group_times`.
         """
         times = self.group_times(x, t)
-        rows = [coefficients("edm", self.path, times[:, k], group.sigma_data, x) for k, group in enumerate(self.groups)]
-        slices = self.slices()
-        scaled = torch.cat([row[2] * x[:, slices[g.name]] for g, row in zip(self.groups, rows, strict=True)], dim=1)
+        scaled = torch.cat([c_in * x[:, part] for part, (_, _, c_in) in self._rows(x, times)], dim=1)
         told = self.time_map(times).to(x.device, torch.promote_types(x.dtype, torch.float32))
-        f = self.net(scaled, told.expand(len(x), -1), **cond)
+        return self.net(scaled, told.expand(len(x), -1), **cond)
+
+    def interpret(self, f: Tensor, x: Tensor, t: Tensor) -> list[Tensor]:
+        """Per group what a tensor that the network made of x means.
+
+        Args:
+            f: the network's output, or another head's, shaped like x.
+            x: (B, C, *spatial).
+            t: its times.
+
+        Returns:
+            E[x_0 | x_t] of a continuous group, the logits of a categorical one, (B, C_g, *spatial).
+
+        Raises:
+            TypeError: f is no tensor.
+            ValueError: as `group_times`, or f is not shaped like x.
+        """
+        if not isinstance(f, Tensor):
+            raise TypeError(f"JointNetDenoiser: the network must return one tensor, it returned {type(f).__name__}")
         if f.shape != x.shape:
             raise ValueError(f"JointNetDenoiser: the network made {tuple(f.shape)} of a volume {tuple(x.shape)}")
         parts = []
-        for group, (c_skip, c_out, _) in zip(self.groups, rows, strict=True):
-            part = slices[group.name]
+        rows = self._rows(x, self.group_times(x, t))
+        for group, (part, (c_skip, c_out, _)) in zip(self.groups, rows, strict=True):
             if group.categorical:
                 parts.append(f[:, part].to(torch.promote_types(f.dtype, torch.float32)))
             else:
                 parts.append(c_skip * x[:, part] + c_out * f[:, part])
         return parts
+
+    def _rows(self, x: Tensor, times: Tensor) -> list[tuple[slice, list[Tensor | float]]]:
+        """Channels and coefficients of each group."""
+        return [
+            (part, coefficients("edm", self.path, times[:, k], group.sigma_data, x))
+            for k, (group, part) in enumerate(zip(self.groups, self.slices().values(), strict=True))
+        ]
 
 
 class _Pinned(JointDenoiser):

@@ -45,10 +45,13 @@ __all__ = [
     "JointLoss",
     "LogNormalTimes",
     "MinSNRWeight",
+    "NoisyState",
     "Uncertainty",
     "Weight",
     "denoising_loss",
+    "head_loss",
     "joint_loss",
+    "noisy_state",
 ]
 
 Weight = Callable[[Path, Tensor], Tensor]
@@ -257,6 +260,22 @@ def denoising_loss(
     return weight(denoiser.path, t).to(error) * error
 
 
+class NoisyState(NamedTuple):
+    """A joint state with noise on it, and what `joint_loss` knows of it.
+
+    Args:
+        x: noisy volumes (B, C, *spatial).
+        t: their times (B, G).
+        target: the clean volumes (B, C, *spatial).
+        cond: what the network is told besides.
+    """
+
+    x: Tensor
+    t: Tensor
+    target: Tensor
+    cond: dict[str, Any]
+
+
 class JointLoss(NamedTuple):
     """What `joint_loss` found; outputs and targets are for further terms, a Dice loss of the label say.
 
@@ -289,18 +308,37 @@ def joint_loss(
         ValueError: the noise or the network's output has another shape than x0; times or channels do not fit the
             groups.
     """
-    path = denoiser.path
+    state = noisy_state(denoiser, x0, t, noise, augmentation)
+    return head_loss(denoiser, state, denoiser.raw(state.x, state.t, **state.cond))
+
+
+def noisy_state(
+    denoiser: JointNetDenoiser, x0: Tensor, t: Tensor, noise: Tensor, augmentation: Augmentation | None = None
+) -> NoisyState:
+    """The first half of `joint_loss`, of the same arguments: what the network is called with."""
     times = denoiser.group_times(x0, t).expand(len(x0), -1)
     x, target, cond = _noisy(denoiser, x0, times, noise, augmentation)
-    outputs = denoiser.outputs(x, times, **cond)
-    targets = [target[:, part] for part in denoiser.slices().values()]
-    noisy = (path.sigma(times) > 0).to(x.device)
+    return NoisyState(x, times, target, cond)
+
+
+def head_loss(denoiser: JointNetDenoiser, state: NoisyState, f: Tensor) -> JointLoss:
+    """The second half of `joint_loss`: the loss of what the network, or one head of it, made of a state.
+
+    Args:
+        denoiser: whose network it was.
+        state: that `raw` of the denoiser was called with.
+        f: shaped like `state.x`.
+    """
+    path, times = denoiser.path, state.t
+    outputs = denoiser.interpret(f, state.x, times)
+    targets = [state.target[:, part] for part in denoiser.slices().values()]
+    noisy = (path.sigma(times) > 0).to(state.x.device)
     losses = []
     for k, (group, output, clean) in enumerate(zip(denoiser.groups, outputs, targets, strict=True)):
         if group.categorical:
             loss = cross_entropy(output, clean.to(output), reduction="none").flatten(1).mean(1)
         else:
-            weight = EDMWeight(group.sigma_data)(path, times[:, k]).to(x)
+            weight = EDMWeight(group.sigma_data)(path, times[:, k]).to(state.x)
             # An infinite weight must not meet the zero error of a clean group, not even in the gradient.
             weight = torch.where(noisy[:, k], weight, 0.0)
             loss = weight * (output - clean).square().flatten(1).mean(1)

@@ -156,9 +156,14 @@ def distillation_kl(teacher: Tensor, student: Tensor, temperature: float) -> Ten
         student: logits of the same shape.
         temperature: T.
     """
+    return temperature**2 * voxel_kl(teacher, student, temperature).mean()
+
+
+def voxel_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """KL(softmax(teacher / T) || softmax(student / T)) of each voxel (B, *spatial), of the same arguments."""
     log_p = F.log_softmax(teacher.float() / temperature, dim=1)
     log_q = F.log_softmax(student.float() / temperature, dim=1)
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1).mean()
+    return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
 class DualSelfDistillationLoss(nn.Module):

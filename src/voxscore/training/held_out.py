@@ -70,6 +70,11 @@ class HeldOutMonitor:
             if self.stopping.update(engine.state.epoch, losses["held_out_loss"]):
                 engine.terminate()
 
+        @engine.on(Events.EPOCH_STARTED)
+        def stay_ended() -> None:
+            if self.stopping.waited >= self.stopping.patience:  # a checkpoint of a training that had ended
+                engine.terminate()
+
     def _loss(self, volumes: Dataset) -> float:
         batches = [self._state(volumes[i]) for i in range(len(volumes))]
         square = sum(float(x0.double().square().mean()) for x0 in batches) / len(batches)
