@@ -41,10 +41,13 @@ def test_an_image_alone_is_a_clean_image_beside_an_unknown_label(dims, ratio_max
     assert (other - expected).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("deep_heads", [False, True])
-def test_with_noise_levels_it_is_a_score_unet_of_the_same_names(deep_heads):
-    network = joint(deep_heads=deep_heads)
-    plain = ScoreUNet(3, 5, 5, CHANNELS, n_times=2, deep_heads=deep_heads, cond_features=3)
+@pytest.mark.parametrize(
+    "options", [{}, {"deep_heads": True}, {"position": True}, {"squeeze_excitation": None, "checkpointing": True}]
+)
+def test_with_noise_levels_it_is_a_score_unet_of_the_same_names(options):
+    network = joint(**options)
+    plain = ScoreUNet(3, 5, 5, CHANNELS, n_times=2, cond_features=3, **options)
+    assert network.checkpointing == plain.checkpointing
     assert list(network.state_dict()) == list(plain.state_dict())
     plain.load_state_dict(network.state_dict())
     x, t, cond = volumes(IMAGE + CLASSES), torch.tensor([[0.3, 2.0], [5.0, 0.0]]), torch.ones(2, 3)
