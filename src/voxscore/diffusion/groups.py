@@ -12,6 +12,13 @@ joint denoiser therefore knows
 A categorical group holds one-hot channels. Its network gives logits, and since x_0 is one of the unit vectors the
 softmax of the logits is its denoiser, E[onehot | x_t] = p(class | x_t).
 
+A continuous group may have a Gaussian of its clean volumes. Its denoiser D_G, which is exact at high noise (see
+`teleportation`) and a Wiener filter at low noise, then takes the place of c_skip x, the network learns what is left,
+
+    D = D_G(x_t) + c_out F,    c_out^2 = E|x_0 - D_G(x_t)|^2 per voxel, if the data were that Gaussian,
+
+and sees D_G beside x_t. Without it c_skip x is the same thing for white data of standard deviation `sigma_data`.
+
 Source: Bao et al., One Transformer Fits All Distributions in Multi-Modal Diffusion at Scale, ICML 2023 (one time per
 modality); Campbell et al., NeurIPS 2022, treat categories by jumps instead.
 """
@@ -26,7 +33,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from voxscore.diffusion.denoisers import Denoiser, coefficients
+from voxscore.diffusion.denoisers import Denoiser, coefficients, expand
+from voxscore.diffusion.exact import Gaussian
 from voxscore.diffusion.paths import Path
 
 __all__ = ["Group", "JointDenoiser", "JointNetDenoiser", "condition", "marginalize"]
@@ -41,12 +49,35 @@ class Group:
         channels: how many; groups follow each other along the channel axis.
         categorical: one-hot channels, whose network output is logits.
         sigma_data: standard deviation of the clean channels, for the preconditioning of a network.
+        gaussian: of the clean channels, (channels, *spatial); the volumes must then have its size, unless the group is
+            clean.
     """
 
     name: str
     channels: int
     categorical: bool = False
     sigma_data: float = 0.5
+    gaussian: Gaussian | None = None
+
+    def weight(self, path: Path, t: Tensor) -> Tensor:
+        """1 / c_out^2 at times t, shaped like t: the weight with which every noise level asks as much of the network.
+
+        Without a Gaussian that is `EDMWeight`. inf without noise.
+        """
+        if self.gaussian is None:
+            return 1 / path.ratio(t) ** 2 + 1 / self.sigma_data**2
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        left = self.gaussian.covariance.trace(lambda v, a, s: v * s**2 / (a**2 * v + s**2), alpha, sigma)
+        return self.gaussian.mean.numel() / left.to(t)
+
+    def estimate(self, path: Path, t: Tensor, x: Tensor) -> Tensor:
+        """D_G(x) of x (B, channels, *spatial) at times (B,) or (1,); x itself where it is clean."""
+        assert self.gaussian is not None
+        clean = path.sigma(t) == 0
+        itself = expand(1 / torch.where(clean, path.alpha(t), 1.0), x) * x
+        if clean.all():
+            return itself
+        return torch.where(expand(clean, x).bool(), itself, self.gaussian.denoise(x, path, t))
 
 
 class JointDenoiser(Denoiser):
@@ -111,8 +142,9 @@ class JointDenoiser(Denoiser):
 class JointNetDenoiser(JointDenoiser):
     """A network of several noise levels as a joint denoiser.
 
-    Continuous groups have the preconditioning "edm" of `NetDenoiser`; the output of a categorical group is its
-    logits. The network is called as `net(c_in * x, times, **cond)` with `times` (B, G).
+    Continuous groups have the preconditioning "edm" of `NetDenoiser`, or that of their Gaussian; the output of a
+    categorical group is its logits. The network is called as `net(c_in * x, times, **cond)` with `times` (B, G); the
+    channels of a group with a Gaussian are followed by its estimate.
 
     Args:
         net: the network; its output is shaped like x.
@@ -149,7 +181,13 @@ class JointNetDenoiser(JointDenoiser):
             ValueError: as `group_times`.
         """
         times = self.group_times(x, t)
-        scaled = torch.cat([c_in * x[:, part] for part, (_, _, c_in) in self._rows(x, times)], dim=1)
+        inputs = []
+        for k, (group, part) in enumerate(zip(self.groups, self.slices().values(), strict=True)):
+            c_in = coefficients("edm", self.path, times[:, k], group.sigma_data, x)[2]
+            inputs.append(c_in * x[:, part])
+            if group.gaussian is not None:
+                inputs.append(group.estimate(self.path, times[:, k], x[:, part]))
+        scaled = torch.cat(inputs, dim=1)
         told = self.time_map(times).to(x.device, torch.promote_types(x.dtype, torch.float32))
         return self.net(scaled, told.expand(len(x), -1), **cond)
 
@@ -173,20 +211,17 @@ class JointNetDenoiser(JointDenoiser):
         if f.shape != x.shape:
             raise ValueError(f"JointNetDenoiser: the network made {tuple(f.shape)} of a volume {tuple(x.shape)}")
         parts = []
-        rows = self._rows(x, self.group_times(x, t))
-        for group, (part, (c_skip, c_out, _)) in zip(self.groups, rows, strict=True):
+        times = self.group_times(x, t)
+        for k, (group, part) in enumerate(zip(self.groups, self.slices().values(), strict=True)):
             if group.categorical:
                 parts.append(f[:, part].to(torch.promote_types(f.dtype, torch.float32)))
-            else:
+            elif group.gaussian is None:
+                c_skip, c_out, _ = coefficients("edm", self.path, times[:, k], group.sigma_data, x)
                 parts.append(c_skip * x[:, part] + c_out * f[:, part])
+            else:
+                c_out = expand(group.weight(self.path, times[:, k]) ** -0.5, x)
+                parts.append(group.estimate(self.path, times[:, k], x[:, part]) + c_out * f[:, part])
         return parts
-
-    def _rows(self, x: Tensor, times: Tensor) -> list[tuple[slice, list[Tensor | float]]]:
-        """Channels and coefficients of each group."""
-        return [
-            (part, coefficients("edm", self.path, times[:, k], group.sigma_data, x))
-            for k, (group, part) in enumerate(zip(self.groups, self.slices().values(), strict=True))
-        ]
 
 
 class _Pinned(JointDenoiser):

@@ -293,7 +293,7 @@ class JointLoss(NamedTuple):
 def joint_loss(
     denoiser: JointNetDenoiser, x0: Tensor, t: Tensor, noise: Tensor, augmentation: Augmentation | None = None
 ) -> JointLoss:
-    """The loss of each group, in one evaluation: a squared error with the EDM weight, or a cross-entropy in nats.
+    """The loss of each group, in one evaluation: a squared error with its group's weight, or a cross-entropy in nats.
 
     Both are means over voxels. A voxel whose one-hot channels are all 0 has no class and adds nothing.
 
@@ -338,7 +338,7 @@ def head_loss(denoiser: JointNetDenoiser, state: NoisyState, f: Tensor) -> Joint
         if group.categorical:
             loss = cross_entropy(output, clean.to(output), reduction="none").flatten(1).mean(1)
         else:
-            weight = EDMWeight(group.sigma_data)(path, times[:, k]).to(state.x)
+            weight = group.weight(path, times[:, k]).to(state.x)
             # An infinite weight must not meet the zero error of a clean group, not even in the gradient.
             weight = torch.where(noisy[:, k], weight, 0.0)
             loss = weight * (output - clean).square().flatten(1).mean(1)

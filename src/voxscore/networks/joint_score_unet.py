@@ -36,6 +36,8 @@ class JointScoreUNet(ScoreUNet):
         cond_features: length of the vector that names a transform of the volume.
         checkpointing: compute the inside of blocks again for backward.
         position: tell the network where a voxel lies.
+        image_estimate: with `t` the image is followed by as many channels, its estimate by a Gaussian (`Group`); of a
+            clean image that is the image itself.
     """
 
     def __init__(
@@ -50,11 +52,13 @@ class JointScoreUNet(ScoreUNet):
         cond_features: int = 0,
         checkpointing: bool = False,
         position: bool = False,
+        image_estimate: bool = False,
     ) -> None:
         both = image_channels + classes
+        estimate = image_channels if image_estimate else 0
         super().__init__(
             spatial_dims,
-            both,
+            both + estimate,
             both,
             channels,
             squeeze_excitation,
@@ -65,6 +69,7 @@ class JointScoreUNet(ScoreUNet):
             position,
         )
         self.image_channels, self.classes, self.ratio_max = image_channels, classes, ratio_max
+        self.image_estimate = image_estimate
 
     def forward(self, x: Tensor, t: Tensor | None = None, cond: Tensor | None = None) -> Tensor | DeepOutputs:
         """Logits (B, classes, *spatial) of an image, or what `ScoreUNet` says of a joint state.
@@ -85,7 +90,8 @@ class JointScoreUNet(ScoreUNet):
             )
         unknown = x.new_zeros(x.shape[0], self.classes, *x.shape[2:])
         ratio = torch.tensor([0.0, self.ratio_max], device=x.device)
-        outputs = super().forward(torch.cat([x, unknown], dim=1), ratio, cond)
+        known = [x, x] if self.image_estimate else [x]
+        outputs = super().forward(torch.cat([*known, unknown], dim=1), ratio, cond)
         part = slice(self.image_channels, None)
         if isinstance(outputs, DeepOutputs):
             return DeepOutputs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from voxscore.training.data import datalist, fingerprint, kfold, split
 from voxscore.training.ema import PowerEMA, profile_exponent, reconstruct_ema
+from voxscore.training.gaussian import fitted_gaussian
 from voxscore.training.handlers import Checkpoint, ClipGradients, EpochSeed, History, Provenance
 from voxscore.training.held_out import HeldOutMonitor
 from voxscore.training.joint import JointObjective
@@ -21,6 +22,7 @@ __all__ = [
     "datalist",
     "export_weights",
     "fingerprint",
+    "fitted_gaussian",
     "initialized",
     "kfold",
     "profile_exponent",

@@ -8,14 +8,15 @@ A recipe is a JSON file in configs/ that says how a bundle's weights were made:
 
 Each stage overrides top-level ids of train.json and lives in a folder of its own below the output, with its
 checkpoint, its curves, its provenance and, when it is done, `models/model.pt` and `models/model.safetensors`: the
-averaged weights without training heads. `initial_weights` names an earlier stage. A stage that is done is not
-run again, an unfinished one goes on from its checkpoint.
+averaged weights without training heads, and `models/gaussian.pt` if the bundle fits one. `initial_weights` names an
+earlier stage. A stage that is done is not run again, an unfinished one goes on from its checkpoint.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,4 +119,7 @@ def _run_stage(bundle: Bundle, stage: dict[str, Any], dataset_dir: Path, folder:
     workflow.finalize()
     if int(os.environ.get("RANK", 0)) == 0:
         hashes = export_weights(folder / "checkpoint.pt", folder / "models")
+        if (folder / "gaussian.pt").is_file():
+            shutil.copy(folder / "gaussian.pt", folder / "models")
+            hashes["models/gaussian.pt"] = sha256(folder / "gaussian.pt")
         (folder / "models" / "sha256.json").write_text(json.dumps(hashes, indent=2) + "\n")
