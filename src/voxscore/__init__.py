@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from voxscore import inferers as inferers
     from voxscore import networks as networks
     from voxscore import segmentation as segmentation
+    from voxscore import synthesis as synthesis
     from voxscore import training as training
     from voxscore import transforms as transforms
     from voxscore import volumes as volumes
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from voxscore.errors import UserError
     from voxscore.networks import ScoreUNet
     from voxscore.segmentation import Segmenter
+    from voxscore.synthesis import Synthesizer
     from voxscore.volumes import read_volume, write_volume
 
 __version__ = "0.1.0"
@@ -30,6 +32,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "ScoreUNet": "networks",
     "Segmenter": "segmentation",
+    "Synthesizer": "synthesis",
     "UserError": "errors",
     "find_bundle": "bundles",
     "read_volume": "volumes",
@@ -42,12 +45,22 @@ _MODULES = {
     "inferers",
     "networks",
     "segmentation",
+    "synthesis",
     "training",
     "transforms",
     "volumes",
 }
 
-__all__ = ["ScoreUNet", "Segmenter", "UserError", "__version__", "find_bundle", "read_volume", "write_volume"]
+__all__ = [
+    "ScoreUNet",
+    "Segmenter",
+    "Synthesizer",
+    "UserError",
+    "__version__",
+    "find_bundle",
+    "read_volume",
+    "write_volume",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,120 @@
+"""How good and how honest a posterior over labels is, on cases that its network never saw.
+
+    python benchmarks/posterior.py --data DATASET [--samples 40] [--picture reliability.png]
+
+Prints, for the held-out cases that the bundle's metadata names: Dice of one evaluation and of N samples, paired
+difference, expected calibration error of both over voxels within 3 of the predicted foreground, and how often the true
+volume of a structure lies in its interval. Means with bootstrap 95 % intervals over cases; coverage with Wilson's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from voxscore.bundles import find_bundle
+from voxscore.evaluation import (
+    CalibrationMetric,
+    bootstrap_mean,
+    interval_coverage,
+    label_volumes,
+    reliability_diagram,
+    score_labels,
+)
+from voxscore.posterior import class_shares
+from voxscore.segmentation import Segmenter
+from voxscore.training import datalist
+from voxscore.volumes import read_label_map, read_volume
+
+MARGIN = 3  # voxels
+
+
+def interval(values: list[float]) -> str:
+    """`mean (low to high)`."""
+    found = bootstrap_mean(values, np.random.default_rng(0))
+    return f"{found.mean:.4f} ({found.low:.4f} to {found.high:.4f})"
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--bundle", default="hippocampus_posterior")
+    parser.add_argument("--samples", type=int, default=40)
+    parser.add_argument("--steps", type=int, help="of the sampler, instead of the bundle's")
+    parser.add_argument("--picture", type=Path, help="reliability diagram of the samples' shares")
+    parser.add_argument("--one-evaluation-only", action="store_true")
+    arguments = parser.parse_args()
+    bundle = find_bundle(arguments.bundle)
+    segmenter = Segmenter(bundle, torch.device("cpu"))
+    kept_out = set(bundle.metadata["held_out_cases"])
+    cases = [case for case in datalist(arguments.data) if case["name"] in kept_out]
+    names = {value: label.name for value, label in bundle.labels.items()}
+    ways = ["one evaluation"] + (
+        [] if arguments.one_evaluation_only else ["16 samples", f"{arguments.samples} samples"]
+    )
+    dice: dict[str, list[list[float]]] = {way: [] for way in ways}
+    calibration = {way: CalibrationMetric(margin=MARGIN) for way in ways}
+    truths: dict[str, list[float]] = {name: [] for name in names.values()}
+    intervals: dict[str, list[tuple[float, float]]] = {name: [] for name in names.values()}
+    seconds = {way: 0.0 for way in ways}
+    level = float("nan")
+    for case in track(cases, "cases", console=Console(stderr=True)):
+        image, truth = read_volume(case["image"]), read_label_map(case["label"])
+        target = torch.from_numpy(truth.array.astype(np.int64))[None, None]
+        found = segmenter(image)
+        seconds[ways[0]] += found.seconds
+        results = {ways[0]: (found.labels, found.probabilities)}
+        if not arguments.one_evaluation_only:
+            start = time.perf_counter()
+            drawn = segmenter.sample(image, arguments.samples).posterior
+            assert drawn is not None
+            seconds[ways[-1]] += time.perf_counter() - start
+            for way, n in zip(ways[1:], (16, arguments.samples), strict=True):
+                shares = class_shares(drawn.samples[:n], len(names) + 1)
+                results[way] = (shares.argmax(0).astype(np.uint8), shares)
+            level = drawn.level
+            for name, v in label_volumes(truth.array, truth.affine, names).items():
+                truths[name].append(v)
+            for name, volume in drawn.volume_intervals(image.affine, names).items():
+                intervals[name].append((volume.low_ml, volume.high_ml))
+        for way, (labels, probabilities) in results.items():
+            dice[way].append([score.dice for score in score_labels(labels, truth.array, truth.spacing, names)])
+            calibration[way](torch.from_numpy(probabilities)[None], target)
+    table = Table("", *(f"Dice, {name}" for name in names.values()), "Dice, both", "minus one evaluation", "ECE", "s")
+    for way in ways:
+        values = np.array(dice[way])
+        both = values.mean(1)
+        difference = both - np.array(dice[ways[0]]).mean(1)
+        table.add_row(
+            way,
+            *(interval(values[:, k].tolist()) for k in range(values.shape[1])),
+            interval(both.tolist()),
+            interval(difference.tolist()),
+            f"{calibration[way].aggregate():.4f}",
+            f"{seconds[way] / len(cases):.2f}",
+        )
+    Console(width=200).print(table)
+    if arguments.one_evaluation_only:
+        return
+    for name, found_intervals in intervals.items():
+        low, high = np.array(found_intervals).T
+        coverage = interval_coverage(low, high, truths[name])
+        print(
+            f"{name}: {level:.2f} intervals hold {coverage.share:.3f} ({coverage.low:.3f} to {coverage.high:.3f}) of "
+            f"{coverage.n} true volumes; mean width {np.mean(high - low):.3f} mL of {np.mean(truths[name]):.3f} mL"
+        )
+    if arguments.picture:
+        table_of = calibration[ways[-1]].result().top_label
+        reliability_diagram(table_of, f"{bundle.name}, {arguments.samples} samples").save(arguments.picture)
+
+
+if __name__ == "__main__":
+    main()
