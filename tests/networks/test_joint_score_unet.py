@@ -78,3 +78,13 @@ def test_it_is_the_denoiser_of_an_unknown_label_given_the_image():
 def test_a_joint_state_without_levels_is_refused():
     with pytest.raises(ValueError, match=r"without t it takes an image of 2 channels, got \(2, 5, 5, 6, 9\)"):
         joint()(volumes(IMAGE + CLASSES))
+
+
+def test_of_an_image_alone_the_estimate_is_the_image():
+    torch.manual_seed(0)
+    network = JointScoreUNet(3, IMAGE, CLASSES, channels=CHANNELS, image_estimate=True).eval()
+    torch.nn.init.normal_(network.head[-1].weight)
+    image = volumes(IMAGE)
+    state = torch.cat([image, image, torch.zeros(2, CLASSES, *SIZE)], dim=1)
+    expected = network(state, torch.tensor([[0.0, 80.0]] * 2))[:, IMAGE:]
+    torch.testing.assert_close(network(image), expected, rtol=1e-5, atol=1e-6)
