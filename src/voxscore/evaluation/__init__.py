@@ -6,6 +6,7 @@
     diversity       how many different ones are there? Vendi score, MS-SSIM
     kernels         ... and the similarities that these two stand on
     pictures        slices with contours
+    contact_sheets  ... of many cases, to see a set at a glance
     plots           reliability diagram, distributions real against synthetic
     report          a page to keep
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         volume_interval,
         voxel_calibration,
     )
+    from voxscore.evaluation.contact_sheets import contact_sheet
     from voxscore.evaluation.distribution import (
         FeatureDistanceMetric,
         MMDTest,
@@ -79,6 +81,7 @@ __all__ = [
     "VendiScoreMetric",
     "VolumeInterval",
     "bootstrap_mean",
+    "contact_sheet",
     "contour_sheet",
     "dilated_foreground",
     "distribution_sheet",
@@ -103,7 +106,17 @@ __all__ = [
 ]
 
 # In this order a picture or a report is found before the module that needs MONAI is touched.
-_MODULES = ("pictures", "report", "plots", "overlap", "kernels", "calibration", "distribution", "diversity")
+_MODULES = (
+    "pictures",
+    "contact_sheets",
+    "report",
+    "plots",
+    "overlap",
+    "kernels",
+    "calibration",
+    "distribution",
+    "diversity",
+)
 
 
 def __getattr__(name: str) -> Any:
