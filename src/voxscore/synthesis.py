@@ -307,11 +307,12 @@ class SyntheticSet:
         except FloatingPointError as error:
             self.failures[name] = {"name": name, "seed": seed, "error": str(error)}
         else:
-            self.entries[name] = {"name": name, "seed": seed, **self._write(name, made)}
+            self.entries[name] = {"name": name, "seed": seed, **self._write(k, made)}
         self._write_json("manifest.json", self.manifest())
 
-    def _write(self, name: str, made: Synthetic) -> dict[str, Any]:
-        """The files of one volume, and its entry in the manifest."""
+    def _write(self, k: int, made: Synthetic) -> dict[str, Any]:
+        """The files of volume k, and its entry in the manifest."""
+        name = self.name(k)
         labels = self.synthesizer.labels
         grid = Volume(made.image, made.affine, Path(name), name, "nifti", None)
         files = {"image": Path("imagesTr") / f"{name}.nii.gz", "label": Path("labelsTr") / f"{name}.nii.gz"}
@@ -320,7 +321,7 @@ class SyntheticSet:
             write_volume(made.image, grid, partial["image"], overwrite=True)
             write_volume(made.labels, grid, partial["label"], labels, overwrite=True)
             if self.dicom:
-                self._write_dicom(name, made)
+                self._write_dicom(k, made)
         names = {value: label.name for value, label in labels.items()}
         return {
             **{key: {"path": str(f), "sha256": sha256(self.folder / f)} for key, f in files.items()},
@@ -329,10 +330,19 @@ class SyntheticSet:
             "volumes_ml": {n: round(v, 6) for n, v in label_volumes(made.labels, made.affine, names).items()},
         }
 
-    def _write_dicom(self, name: str, made: Synthetic) -> None:
-        bundle = self.synthesizer.bundle
+    def _write_dicom(self, k: int, made: Synthetic) -> None:
+        bundle, name = self.synthesizer.bundle, self.name(k)
         folder = self.folder / "dicom" / name
-        write_dicom_mr(made.image, made.affine, folder, f"{self.settings} {name}", name, overwrite=True)
+        write_dicom_mr(
+            made.image,
+            made.affine,
+            folder,
+            f"{self.settings} {name}",
+            bundle.name,
+            overwrite=True,
+            number=k,
+            software_version=f"{bundle.name} {bundle.version}",
+        )
         write_dicom_seg(
             made.labels,
             read_volume(folder),
