@@ -20,7 +20,8 @@ ALLOWED = {
     "bundles": {"volumes"},
     "inferers": {"networks", "diffusion"},
     "evaluation": set(),
-    "segmentation": {"bundles", "evaluation", "volumes"},
+    "posterior": {"evaluation"},
+    "segmentation": {"bundles", "evaluation", "inferers", "posterior", "volumes"},
     "training": {"bundles", "diffusion", "networks", "volumes"},
     "cli": None,  # the top: reaches everything through the lazy names of `import voxscore`
     "__init__": None,

@@ -239,12 +239,50 @@ def test_any_title_and_any_number_of_labels_can_be_drawn():
         {"center": (0, 0, 4)},
         {"zoom_mm": 0.0},
         {"zoom_mm": math.nan},
+        {"entropy": np.zeros((4, 4, 5))},
     ],
 )
 def test_nonsense_is_refused(change):
     given = {"image": np.zeros((4, 4, 4)), "labelmap": np.zeros((4, 4, 4), int), "affine": np.eye(4)}
     with pytest.raises(UserError):
         contour_sheet(**{**given, "colors": COLORS, "names": NAMES, **change})
+
+
+def heat_sheet(scene, entropy):
+    return np.asarray(contour_sheet(*scene, AFFINE, COLORS, NAMES, "case", entropy=entropy))
+
+
+def test_heat_is_the_same_for_every_stored_orientation(scene):
+    entropy = np.random.default_rng(1).uniform(0, math.log(2), scene[0].shape)
+    expected = heat_sheet(scene, entropy)
+    for order, signs in (((2, 0, 1), (-1, 1, -1)), ((1, 0, 2), (1, -1, 1))):
+        image, affine = restore(scene[0], AFFINE, order, signs)
+        labelmap, heat = (restore(volume, AFFINE, order, signs)[0] for volume in (scene[1], entropy))
+        picture = contour_sheet(image, labelmap, affine, COLORS, NAMES, "case", entropy=heat)
+        assert np.array_equal(np.asarray(picture), expected)
+
+
+def test_heat_lies_in_the_slices_of_the_contours(scene):
+    """Where all is sure the slices are grey, and with heat inside label 1 they are coloured there alone."""
+    contours = contour_sheet(*scene, AFFINE, COLORS, NAMES, "case")
+    sure, unsure = (heat_sheet(scene, np.where(scene[1] == 1, h, 0.0)) for h in (0, math.log(2)))
+    assert sure.shape == unsure.shape == np.asarray(contours).shape
+    changed = (sure != unsure).any(-1)
+    rows, columns = np.nonzero(near(contours, COLORS[1]))
+    # The contour of label 1 in the coronal panel, the swatch in the legend being further to the right and down.
+    panel = (rows < changed.shape[0] / 2) & (columns < changed.shape[1] / 2)
+    assert panel.sum() > 100
+    box = np.zeros_like(changed)
+    box[rows[panel].min() : rows[panel].max() + 1, columns[panel].min() : columns[panel].max() + 1] = True
+    inside = changed & box
+    assert inside.sum() > 0.9 * box.sum()
+    assert near(unsure[inside], (255, 240, 110), 60).mean() > 0.5
+
+
+def test_full_heat_is_two_classes_equally_likely(scene):
+    full, more, less = (heat_sheet(scene, np.full(scene[0].shape, h)) for h in (math.log(2), math.log(3), 0.3))
+    assert np.array_equal(full, more)
+    assert not np.array_equal(full, less)
 
 
 def test_montage_sets_row_by_row():

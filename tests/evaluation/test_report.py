@@ -120,6 +120,38 @@ def test_manifest_can_be_read_back():
     assert page.tags.count("details") == 1
 
 
+def with_intervals(name, level=0.95):
+    interval = {"median": 1.217, "low": 1.1, "high": 1.3, "level": level}
+    given = item(name, {"anterior": 1.234})
+    return ReportItem(name, given.picture, given.volumes, (), {"anterior": interval}, given.picture.rotate(180))
+
+
+def test_intervals_stand_beside_the_volumes_with_their_level():
+    page = Page(segmentation_report([with_intervals("one")], {}, "t"))
+    text = [t.strip() for t in page.text if t.strip()]
+    start = text.index("Label")
+    assert text[start : start + 8] == [
+        *("Label", "Volume, mL", "Median of samples, mL", "95 % interval, mL"),
+        *("anterior", "1.23", "1.22", "1.10 to 1.30"),
+    ]
+    html = segmentation_report([with_intervals("one", 7 / 9), item("two")], {}, "t")
+    assert "77.8 % interval, mL" in html
+    overview = html[html.index("All volumes") : html.index('id="case-1"')]
+    assert "<td>1.23 (1.10 to 1.30; 77.8 %)</td>" in overview
+    assert html.count("interval, mL") == 1
+
+
+def test_uncertainty_stands_beside_its_picture():
+    given = with_intervals("one & only")
+    page = Page(segmentation_report([given], {}, "t"))
+    shown = [Image.open(io.BytesIO(base64.b64decode(s.split(",")[1]))) for s in page.values("img", "src")]
+    assert [np.asarray(p).tolist() for p in shown] == [
+        np.asarray(p).tolist() for p in (given.picture, given.uncertainty)
+    ]
+    assert ["entropy" in alt for alt in page.values("img", "alt")] == [False, True]
+    assert all("one & only" in alt for alt in page.values("img", "alt"))
+
+
 def test_same_arguments_same_page():
     assert segmentation_report([item()], {"a": 1}, "t") == segmentation_report([item()], {"a": 1}, "t")
 

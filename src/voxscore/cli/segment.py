@@ -5,12 +5,13 @@ from __future__ import annotations
 import json as json_format
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
 import voxscore
@@ -42,6 +43,18 @@ def segment(
     ] = None,
     series: Annotated[str | None, typer.Option(help="Which DICOM series: its number or UID.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Draw N samples of the posterior: also writes probabilities and entropy, and gives every volume an "
+            "interval, of 95 % from N = 39. Needs a bundle that can, such as hippocampus_posterior.",
+            show_default="one evaluation",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the first sample; the same seed gives the same samples.", show_default="0")
+    ] = None,
     nifti: Annotated[bool, typer.Option("--nifti", help="Also write NIfTI for DICOM input.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Also write a page with pictures and volumes.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
@@ -62,7 +75,12 @@ def segment(
         voxscore segment right_crop.nrrd --output out --side right
 
         voxscore segment dicom_folder --series 13 --output out --nifti
+
+        voxscore segment crop.nii.gz --output out --bundle hippocampus_posterior --samples 39 --report
     """
+    if seed is not None and samples is None:
+        raise UserError("--seed", "is the seed of samples, and none are asked for", "give --samples too")
+    seed = seed or 0
     sources, failures = _find(inputs, series)
     total = len(sources) + len(failures)
     as_file = _is_file_name(output, total)
@@ -76,6 +94,8 @@ def segment(
         chosen = voxscore.bundles.find_bundle(bundle)
         on = voxscore.segmentation.resolve_device(device)
         segmenter = voxscore.segmentation.Segmenter(chosen, on, side)
+        if samples is not None:
+            segmenter.check_sampling(samples, seed)
         manifest |= segmenter.manifest()
     entries: list[dict[str, Any]] = []
     items: list[ReportItem] = []
@@ -84,28 +104,27 @@ def segment(
     named = {source.resolve() for source in sources}
     taken: set[Path] = set()
     console = Console(stderr=True)
-    for source in track(sources, "segmenting", console=console, transient=True, disable=not sys.stderr.isatty()):
-        try:
-            volume = voxscore.volumes.read_volume(source, series)
-            outputs = _outputs(volume, output, as_file, probabilities, nifti)
-            images = {file.resolve() for file in volume.header} if volume.format == "dicom" else set()
-            for file in outputs.files():
-                if file.resolve() in named | images:
-                    raise UserError(file, "is an input itself", "choose another output")
-                if file in taken:
-                    raise UserError(
-                        source, f"would be written to {file} like an input before it", "give it an output of its own"
-                    )
-            taken.update(outputs.files())
-            result = voxscore.segmentation.segment_volume(segmenter, volume, outputs, overwrite)
-        except UserError as error:
-            failures.append(_complain(error, source))
-            continue
-        entries.append(result.entry)
-        for warning in result.entry["warnings"]:
-            print(f"voxscore: warning: {source}: {warning}", file=sys.stderr)
-        if page is not None:
-            items.append(_report_item(segmenter.labels, result))
+    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+        steps = samples or 1
+        task = progress.add_task("segmenting", total=len(sources) * steps)
+        for i, source in enumerate(sources):
+            progress.update(task, completed=i * steps)
+            try:
+                volume = voxscore.volumes.read_volume(source, series)
+                outputs = _outputs(volume, output, as_file, probabilities, samples is not None, nifti)
+                _check_free(outputs, source, volume, named, taken)
+                taken.update(outputs.files())
+                result = voxscore.segmentation.segment_volume(
+                    segmenter, volume, outputs, overwrite, samples, seed, lambda: progress.advance(task)
+                )
+            except UserError as error:
+                failures.append(_complain(error, source))
+                continue
+            entries.append(result.entry)
+            for warning in result.entry["warnings"]:
+                print(f"voxscore: warning: {source}: {warning}", file=sys.stderr)
+            if page is not None:
+                items.append(_report_item(segmenter.labels, result))
     if page is not None and items:
         title = f"voxscore {segmenter.bundle.name}"
         try:
@@ -161,9 +180,9 @@ def _is_file_name(output: Path, total: int) -> bool:
 
 
 def _write_page(page: Path, html: str, overwrite: bool) -> None:
-    with voxscore.volumes.written_whole(page, overwrite) as partial:
+    with voxscore.volumes.written_whole(page, overwrite) as unfinished:
         # A file name need not be UTF-8.
-        partial.write_text(html, encoding="utf-8", errors="backslashreplace")
+        unfinished.write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
 def _suffix(path: Path) -> str:
@@ -174,7 +193,19 @@ def _stem(path: Path) -> str:
     return path.name[: -len(_suffix(path))]
 
 
-def _outputs(volume: Volume, output: Path, as_file: bool, probabilities: bool, nifti: bool) -> Outputs:
+def _check_free(outputs: Outputs, source: Path, volume: Volume, named: set[Path], taken: set[Path]) -> None:
+    """Refuse outputs that are inputs themselves, or outputs of an input before."""
+    images = {file.resolve() for file in volume.header} if volume.format == "dicom" else set()
+    for file in outputs.files():
+        if file.resolve() in named | images:
+            raise UserError(file, "is an input itself", "choose another output")
+        if file in taken:
+            raise UserError(
+                source, f"would be written to {file} like an input before it", "give it an output of its own"
+            )
+
+
+def _outputs(volume: Volume, output: Path, as_file: bool, probabilities: bool, entropy: bool, nifti: bool) -> Outputs:
     """Names in the output folder follow the input's; the formats too, unless a file name asks for another."""
     if as_file:
         folder, name, suffix = output.parent, _stem(output), _suffix(output)
@@ -189,12 +220,15 @@ def _outputs(volume: Volume, output: Path, as_file: bool, probabilities: bool, n
     return voxscore.segmentation.Outputs(
         labels=folder / f"{name}{volume_format}" if nifti or suffix != DICOM_SEG else None,
         dicom_seg=folder / f"{name}{DICOM_SEG}" if suffix == DICOM_SEG else None,
-        probabilities=folder / f"{name}_probabilities{volume_format}" if probabilities else None,
+        probabilities=folder / f"{name}_probabilities{volume_format}" if probabilities or entropy else None,
+        entropy=folder / f"{name}_entropy{volume_format}" if entropy else None,
     )
 
 
 def _report_item(labels: Mapping[int, Label], result: Result) -> ReportItem:
-    picture = voxscore.evaluation.contour_sheet(
+    posterior = result.segmentation.posterior
+    sheet = partial(
+        voxscore.evaluation.contour_sheet,
         result.volume.array,
         result.segmentation.labels,
         result.volume.affine,
@@ -203,16 +237,30 @@ def _report_item(labels: Mapping[int, Label], result: Result) -> ReportItem:
         title=result.volume.name,
     )
     return voxscore.evaluation.ReportItem(
-        result.volume.name, picture, result.entry["volumes_ml"], result.entry["warnings"]
+        result.volume.name,
+        sheet(),
+        result.entry["volumes_ml"],
+        result.entry["warnings"],
+        result.entry.get("volume_intervals_ml", {}),
+        None if posterior is None else sheet(entropy=posterior.entropy),
     )
 
 
 def _table(entries: list[dict[str, Any]]) -> Table:
     names = list(entries[0]["volumes_ml"])
+    intervals = entries[0].get("volume_intervals_ml", {})
     table = Table("output", box=None)
-    for column in (*(f"{name} [mL]" for name in names), "seconds"):
-        table.add_column(column, justify="right")
+    for name in names:
+        level = f", {100 * intervals[name]['level']:.3g} % interval" if name in intervals else ""
+        table.add_column(f"{name} [mL{level}]", justify="right")
+    table.add_column("seconds", justify="right")
     for entry in entries:
-        volumes = (f"{entry['volumes_ml'][name]:.2f}" for name in names)
+        volumes = (_volume(entry, name) for name in names)
         table.add_row(entry["outputs"][0]["path"], *volumes, f"{entry['seconds']:.2f}")
     return table
+
+
+def _volume(entry: dict[str, Any], name: str) -> str:
+    volume = f"{entry['volumes_ml'][name]:.2f}"
+    interval = entry.get("volume_intervals_ml", {}).get(name)
+    return f"{volume} ({interval['low']:.2f} to {interval['high']:.2f})" if interval else volume

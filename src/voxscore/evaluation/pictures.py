@@ -11,10 +11,13 @@ column from coronal to axial and its row from coronal to sagittal::
 
 Slices follow the stored axes (no resampling off the grid); on an oblique acquisition the letters name the
 nearest direction and the sheet says how oblique it is.
+
+The same sheet shows where a label is unsure: with an entropy the slices carry its heat in place of the contours.
 """
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +45,11 @@ OVERSAMPLING = 3  # contours are drawn this much larger and averaged down, which
 LINE_PX = 2.0
 BAR_MM = 10.0
 
+# Heat from sure to unsure: two classes equally likely, of an entropy of ln 2, have its full colour.
+WARM: Color = (214, 40, 40)
+HOT: Color = (255, 240, 110)
+FULL_HEAT = math.log(2)
+
 # (name, axis across, axis down, axis cut, letters left right top bottom), axes of a RAS volume. Every
 # displayed axis runs against its RAS direction: R, A and S lie left or on top.
 _VIEWS = {
@@ -53,10 +61,11 @@ _VIEWS = {
 
 @dataclass(frozen=True)
 class _Scene:
-    """Image and labels on one RAS-ordered grid, voxels per label, and the box of voxels to look at."""
+    """Image, labels and entropy on one RAS-ordered grid, voxels per label, and the box of voxels to look at."""
 
     image: np.ndarray
     labels: np.ndarray
+    entropy: np.ndarray | None
     affine: np.ndarray
     counts: Mapping[int, int]
     center: np.ndarray
@@ -83,6 +92,7 @@ def contour_sheet(
     title: str = "",
     center: Sequence[int] | None = None,
     zoom_mm: float | None = None,
+    entropy: np.ndarray | None = None,
 ) -> Image.Image:
     """Draws the sheet of three slices with label contours, legend, volumes and scale.
 
@@ -100,6 +110,8 @@ def contour_sheet(
             labels.
         zoom_mm: edge of the cube to show; by default the labels' bounding box with a margin, and
             `math.inf` shows everything.
+        entropy: of each voxel's class, nats, (X, Y, Z); drawn as heat in the same slices, in place of contours and
+            volumes.
 
     Returns:
         An RGB picture about 1050 pixels wide or high.
@@ -110,7 +122,10 @@ def contour_sheet(
     image, labelmap = np.asarray(image), np.asarray(labelmap)
     affine = np.asarray(affine, dtype=float)
     counts = _check(image, labelmap, affine, colors)
-    scene = _scene(image, labelmap, affine, counts, center, zoom_mm)
+    if entropy is not None and np.shape(entropy) != image.shape:
+        fault = f"has shape {np.shape(entropy)}, the image has {image.shape}"
+        raise UserError("entropy", fault, "give one number for each voxel")
+    scene = _scene(image, labelmap, entropy, affine, counts, center, zoom_mm)
 
     extent = (scene.stop - scene.start) * scene.size
     scale = CONTENT_PX / max(extent[0] + extent[1], extent[2] + extent[1])
@@ -178,6 +193,7 @@ def _to_ras(affine: np.ndarray) -> tuple[tuple[int, ...], tuple[bool, ...]]:
 def _scene(
     image: np.ndarray,
     labelmap: np.ndarray,
+    entropy: np.ndarray | None,
     affine: np.ndarray,
     counts: Mapping[int, int],
     center: Sequence[int] | None,
@@ -193,6 +209,7 @@ def _scene(
             ras[:3, i] *= -1
     flip = tuple(slice(None, None, -1 if backwards else 1) for backwards in flipped)
     image, labelmap = image.transpose(order)[flip], labelmap.transpose(order)[flip]
+    entropy = None if entropy is None else np.asarray(entropy).transpose(order)[flip]
     shape, size = np.array(image.shape), np.linalg.norm(ras[:3, :3], axis=0)
 
     # Labelled voxels in each slice, for each axis.
@@ -207,7 +224,7 @@ def _scene(
     else:
         middle = shape // 2
     start, stop = _box(shape, size, middle, profiles, zoom_mm)
-    return _Scene(image, labelmap, ras, counts, middle, start, stop)
+    return _Scene(image, labelmap, entropy, ras, counts, middle, start, stop)
 
 
 def _middle(profile: np.ndarray) -> int:
@@ -297,6 +314,14 @@ def _draw_contours(picture: Image.Image, plane: np.ndarray, colors: Mapping[int,
         picture.paste(tuple(colors[int(label)]), mask=region)
 
 
+def _draw_heat(picture: Image.Image, plane: np.ndarray) -> None:
+    """Tints what is unsure, from a faint red to a bright yellow at `FULL_HEAT` nats."""
+    heat = np.clip(np.asarray(_resize(plane, picture.size)) / FULL_HEAT, 0, 1)
+    tint = np.array(WARM) + heat[..., None] * (np.array(HOT) - np.array(WARM))
+    opacity = Image.fromarray(np.rint(np.sqrt(heat) * 230).astype(np.uint8))
+    picture.paste(Image.fromarray(np.rint(tint).astype(np.uint8)), mask=opacity)
+
+
 def _draw_panel(
     sheet: Image.Image,
     view: str,
@@ -312,7 +337,10 @@ def _draw_panel(
     width, height = max(1, round(extent[across])), max(1, round(extent[down]))
     fine = (width * OVERSAMPLING, height * OVERSAMPLING)
     picture = _grey(_slice(scene.image, scene, view), window, fine)
-    _draw_contours(picture, _slice(scene.labels, scene, view), colors)
+    if scene.entropy is None:
+        _draw_contours(picture, _slice(scene.labels, scene, view), colors)
+    else:
+        _draw_heat(picture, _slice(scene.entropy, scene, view))
 
     panel = Image.new("RGB", (int(cell[across]), int(cell[down])))
     corner = ((panel.width - width) // 2, (panel.height - height) // 2)
@@ -369,6 +397,16 @@ def _draw_legend(
     for i, note in enumerate(reversed(notes)):
         draw.text((x, bottom - 4 - 20 * i), fit_text(note, small, width), FAINT, small, anchor="ls")
     bottom -= 20 * len(notes) + 8
+
+    if scene.entropy is not None:
+        draw.text((x, y + 15), fit_text("entropy of the label, nats", font, width), TEXT, font, anchor="lm")
+        bar = Image.new("RGB", (width, 18), (96, 96, 96))
+        _draw_heat(bar, np.tile(np.linspace(0, FULL_HEAT, width), (18, 1)))
+        sheet.paste(bar, (x, y + 34))
+        draw.text((x, y + 58), "0: sure", FAINT, small, anchor="la")
+        draw.text((x + width, y + 58), f"{FULL_HEAT:.2f}: two classes", FAINT, small, anchor="ra")
+        draw.text((x + width, y + 76), "equally likely", FAINT, small, anchor="ra")
+        return
 
     voxel_ml = abs(float(np.linalg.det(scene.affine[:3, :3]))) / 1000
     labels = [label for label in colors if label != 0]

@@ -31,12 +31,17 @@ class ReportItem:
         picture: what to look at, for instance a `contour_sheet`.
         volumes: mL by label name, in the order to list.
         notes: remarks a reader must see, one paragraph each.
+        intervals: of the volumes, if they have any: `median`, `low` and `high` in mL and `level` by label name, as in
+            the manifest.
+        uncertainty: the picture to show beside the first, such as a `contour_sheet` with the entropy.
     """
 
     name: str
     picture: Image.Image
     volumes: Mapping[str, float]
     notes: Sequence[str] = field(default_factory=tuple)
+    intervals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    uncertainty: Image.Image | None = None
 
 
 _PAGE = Template("""\
@@ -51,12 +56,14 @@ _PAGE = Template("""\
   --line: #dcdfe4; --warn: #8a5a00; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e6ea; --faint: #9aa1ab; --paper: #101216;
   --card: #191c21; --line: #30343b; --warn: #f0b95a; } }
-body { margin: 0 auto; padding: 2rem 1.25rem; max-width: 68rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 2rem 1.25rem; max-width: $width; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 1.25rem; }
 h2 { font-size: 1.15rem; margin: 0 0 .75rem; overflow-wrap: anywhere; }
 section { margin: 0 0 1.5rem; padding: 1.25rem; background: var(--card); border: 1px solid var(--line);
   border-radius: .6rem; break-inside: avoid; }
+.pictures { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1rem; }
+.pictures img { flex: 1 1 30rem; width: auto; min-width: 0; object-fit: contain; }
 img { display: block; width: 100%; max-width: 46rem; height: auto; border-radius: .35rem; }
 .tables { overflow-x: auto; }
 table { border-collapse: collapse; margin: 1rem 0 0; font-variant-numeric: tabular-nums; }
@@ -97,10 +104,12 @@ $rows
 _SECTION = Template("""\
 <section id="case-$number">
 <h2>$name</h2>
-<img alt="Three slices of $name with label contours" width="$width" height="$height" src="$picture">
+<div class="pictures">
+$pictures
+</div>
 $notes
 <div class="tables"><table>
-<thead><tr><th scope="col">Label</th><th scope="col">Volume, mL</th></tr></thead>
+<thead><tr><th scope="col">Label</th><th scope="col">Volume, mL</th>$head</tr></thead>
 <tbody>
 $rows
 </tbody>
@@ -126,6 +135,8 @@ def segmentation_report(items: Sequence[ReportItem], manifest: Mapping[str, Any]
     """
     return _PAGE.substitute(
         title=escape(title),
+        # Two pictures side by side need a wider page.
+        width="100rem" if any(item.uncertainty for item in items) else "68rem",
         overview=_overview(items) if len(items) > 1 else "",
         sections="\n".join(_section(number, item) for number, item in enumerate(items, 1)),
         manifest=escape(json.dumps(manifest, indent=2, ensure_ascii=False, default=str)),
@@ -133,18 +144,37 @@ def segmentation_report(items: Sequence[ReportItem], manifest: Mapping[str, Any]
 
 
 def _section(number: int, item: ReportItem) -> str:
+    pictures = [_img(item.picture, f"Three slices of {item.name} with label contours")]
+    if item.uncertainty is not None:
+        pictures.append(_img(item.uncertainty, f"The same slices of {item.name} with the entropy of the label"))
+    rows = []
+    for label, volume in item.volumes.items():
+        cells = f"<td>{volume:.2f}</td>"
+        if item.intervals:
+            interval = item.intervals[label]
+            cells += f"<td>{interval['median']:.2f}</td><td>{interval['low']:.2f} to {interval['high']:.2f}</td>"
+        rows.append(f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>')
+    head = ""
+    if item.intervals:
+        head = f'<th scope="col">Median of samples, mL</th><th scope="col">{_level(item)} interval, mL</th>'
     return _SECTION.substitute(
         number=number,
         name=escape(item.name),
-        width=item.picture.width,
-        height=item.picture.height,
-        picture=_data_uri(item.picture),
+        pictures="\n".join(pictures),
         notes="\n".join(f'<p class="note">{escape(note)}</p>' for note in item.notes),
-        rows="\n".join(
-            f'<tr><th scope="row">{escape(label)}</th><td>{volume:.2f}</td></tr>'
-            for label, volume in item.volumes.items()
-        ),
+        head=head,
+        rows="\n".join(rows),
     )
+
+
+def _img(picture: Image.Image, alt: str) -> str:
+    size = f'width="{picture.width}" height="{picture.height}"'
+    return f'<img alt="{escape(alt)}" {size} src="{_data_uri(picture)}">'
+
+
+def _level(item: ReportItem) -> str:
+    """The level that the intervals of a volume share, such as "95 %"."""
+    return f"{100 * next(iter(item.intervals.values()))['level']:.3g} %"
 
 
 def _overview(items: Sequence[ReportItem]) -> str:
@@ -153,12 +183,21 @@ def _overview(items: Sequence[ReportItem]) -> str:
     head = "".join(f'<th scope="col">{escape(label)}, mL</th>' for label in labels)
     rows = []
     for number, item in enumerate(items, 1):
-        cells = "".join(
-            f"<td>{item.volumes[label]:.2f}</td>" if label in item.volumes else "<td></td>" for label in labels
-        )
+        cells = "".join(f"<td>{_volume(item, label)}</td>" for label in labels)
         link = f'<a href="#case-{number}">{escape(item.name)}</a>'
         rows.append(f'<tr><th scope="row">{link}</th>{cells}</tr>')
     return _OVERVIEW.substitute(head=head, rows="\n".join(rows))
+
+
+def _volume(item: ReportItem, label: str) -> str:
+    """A volume with its interval, nothing where the label is not listed."""
+    if label not in item.volumes:
+        return ""
+    text = f"{item.volumes[label]:.2f}"
+    if item.intervals:
+        interval = item.intervals[label]
+        text += f" ({interval['low']:.2f} to {interval['high']:.2f}; {_level(item)})"
+    return text
 
 
 def _data_uri(picture: Image.Image) -> str:

@@ -1,0 +1,92 @@
+"""What samples of a label map say together: how likely each class is at a voxel, and how large a structure may be.
+
+Of N label maps y_1 ... y_N drawn from p(label | image) the share that give class k at a voxel estimates its
+probability there, and the entropy of the shares says how unsure the label is:
+
+    p_k = #{n : y_n = k} / N,        H = -sum_k p_k ln p_k  nats.
+
+H is 0 where all samples agree, and ln 2 where two classes are equally likely.
+
+A run ends in a probability vector p(class | last state), which is almost one-hot, so the mean of the ends would hardly
+differ from the share. The share is taken because the volumes of a structure are counted in the same label maps: summed
+over voxels, p_k is the mean of the samples' volumes, exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from voxscore.evaluation import VolumeInterval, volume_interval
+
+__all__ = ["LEVEL", "Posterior", "class_shares", "voxel_entropy"]
+
+LEVEL = 0.95
+
+
+def class_shares(samples: np.ndarray, classes: int) -> np.ndarray:
+    """Share of the samples that give each class.
+
+    Args:
+        samples: label maps, (N, X, Y, Z) of integers 0 to classes - 1.
+        classes: how many, background included.
+
+    Returns:
+        (classes, X, Y, Z) float32, summing to one over the classes.
+    """
+    counts = np.stack([np.count_nonzero(samples == k, axis=0) for k in range(classes)])
+    return (counts / len(samples)).astype(np.float32)
+
+
+def voxel_entropy(probabilities: np.ndarray) -> np.ndarray:
+    """Entropy -sum_k p_k ln p_k of each voxel's class, nats.
+
+    Args:
+        probabilities: (K, X, Y, Z), summing to one over the classes.
+
+    Returns:
+        (X, Y, Z) float32, 0 to ln K.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    return (p * np.log(1 / np.where(p > 0, p, 1))).sum(axis=0).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """Samples of the label map of one volume, in that volume's grid, and how they were drawn.
+
+    Attributes:
+        samples: label maps, (N, X, Y, Z) uint8; sample k has the seed `seed + k`.
+        entropy: of the share of samples that give each class, (X, Y, Z) float32, nats.
+        seed: of the first sample.
+        evaluations: of the network for one sample (NFE).
+        sampler: name of the step rule.
+    """
+
+    samples: np.ndarray
+    entropy: np.ndarray
+    seed: int
+    evaluations: int
+    sampler: str
+
+    @property
+    def level(self) -> float:
+        """Level of the intervals: 0.95, or with fewer than 39 samples that of their whole range, (N - 1) / (N + 1)."""
+        n = len(self.samples)
+        return min(LEVEL, (n - 1) / (n + 1))
+
+    def volume_intervals(self, affine: np.ndarray, labels: Mapping[int, str]) -> dict[str, VolumeInterval]:
+        """Median and central interval of each label's volume, of the level `level`.
+
+        Args:
+            affine: voxel index to mm, (4, 4).
+            labels: name of each label.
+
+        Returns:
+            By name, mL; nothing if there is one sample, which has no spread.
+        """
+        if len(self.samples) < 2:
+            return {}
+        return volume_interval(self.samples, affine, labels, self.level)
