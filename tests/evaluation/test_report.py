@@ -13,7 +13,17 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from voxscore import evaluation
-from voxscore.evaluation import calibration, distribution, diversity, kernels, overlap, pictures, plots, report
+from voxscore.evaluation import (
+    calibration,
+    contact_sheets,
+    distribution,
+    diversity,
+    kernels,
+    overlap,
+    pictures,
+    plots,
+    report,
+)
 from voxscore.evaluation.report import ReportItem, segmentation_report
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -157,7 +167,7 @@ def test_same_arguments_same_page():
 
 
 def test_package_offers_every_public_name_once():
-    modules = (calibration, distribution, diversity, kernels, overlap, pictures, plots, report)
+    modules = (calibration, contact_sheets, distribution, diversity, kernels, overlap, pictures, plots, report)
     assert sorted(name for module in modules for name in module.__all__) == sorted(evaluation.__all__)
     for module in modules:
         for name in module.__all__:
