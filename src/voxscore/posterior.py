@@ -58,9 +58,9 @@ class Posterior:
     """Samples of the label map of one volume, in that volume's grid, and how they were drawn.
 
     Attributes:
-        samples: label maps, (N, X, Y, Z) uint8; sample k has the seed `seed + k`.
+        samples: label maps, (N, X, Y, Z) uint8; sample k has the seed `volume_seed(seed, k)`.
         entropy: of the share of samples that give each class, (X, Y, Z) float32, nats.
-        seed: of the first sample.
+        seed: of the samples.
         evaluations: of the network for one sample (NFE).
         sampler: name of the step rule.
     """

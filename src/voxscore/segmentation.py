@@ -33,7 +33,7 @@ from monai.transforms import Activationsd, AsDiscreted, Compose, SaveImaged
 from voxscore.bundles import Bundle, verified_weights
 from voxscore.errors import UserError
 from voxscore.evaluation import label_volumes
-from voxscore.inferers import FittedWindowInferer, SamplerInferer
+from voxscore.inferers import FittedWindowInferer, SamplerInferer, volume_seed
 from voxscore.posterior import Posterior, class_shares, voxel_entropy
 from voxscore.volumes import Volume, sha256, write_dicom_seg, write_volume, written_whole
 
@@ -155,7 +155,7 @@ class Segmenter:
         Args:
             volume: no larger than the bundle's window, because samples of tiles would not fit each other.
             n: number of samples.
-            seed: sample k, counted from 0, has the seed `seed + k`.
+            seed: sample k, counted from 0, has the seed `volume_seed(seed, k)`.
             progress: called after each sample.
 
         Raises:
@@ -200,7 +200,7 @@ class Segmenter:
             )
         if n < 1:
             raise UserError(f"samples {n}", "asks for no sample", "give 1 or more; 39 give intervals of 95 %")
-        if not 0 <= seed < 2**63 - n:
+        if not 0 <= seed < 2**63:
             raise UserError(f"seed {seed}", "is out of range", "give a number of 0 or more, below 2^63")
         return self.sampling
 
@@ -219,8 +219,8 @@ class Segmenter:
     ) -> Iterator[np.ndarray]:
         """The ends of n runs as class probabilities in the volume's grid, (K, X, Y, Z) each."""
         image = item["image"].as_tensor()[None].to(self.device)
-        for first in range(seed, seed + n, BATCH):
-            seeds = range(first, min(first + BATCH, seed + n))
+        for first in range(0, n, BATCH):
+            seeds = [volume_seed(seed, k) for k in range(first, min(first + BATCH, n))]
             try:
                 ends = sampling(image.expand(len(seeds), *image.shape[1:]), self.network, seeds=seeds).cpu()
             except torch.OutOfMemoryError as error:
@@ -301,7 +301,7 @@ def segment_volume(
         outputs: where the results go.
         overwrite: whether existing outputs may be replaced.
         samples: draw so many samples of the posterior; None is one evaluation.
-        seed: of the first sample.
+        seed: of the samples.
         progress: called after each sample.
 
     Returns:

@@ -53,7 +53,7 @@ def segment(
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of the first sample; the same seed gives the same samples.", show_default="0")
+        int | None, typer.Option(help="Of the samples; the same seed gives the same ones.", show_default="0")
     ] = None,
     nifti: Annotated[bool, typer.Option("--nifti", help="Also write NIfTI for DICOM input.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Also write a page with pictures and volumes.")] = False,
