@@ -2,8 +2,12 @@
 
 import hashlib
 import json
+import os
+import re
 import shutil
+import socket
 from dataclasses import replace
+from pathlib import Path
 
 import jsonschema
 import nibabel as nib
@@ -16,7 +20,9 @@ from safetensors.torch import load_file
 
 from voxscore.bundles import find_bundle, installed_bundles
 from voxscore.errors import UserError
+from voxscore.inferers import volume_seed
 from voxscore.segmentation import Segmenter
+from voxscore.synthesis import Synthesizer
 from voxscore.volumes import read_volume
 
 # MONAI's commands warn about their own futures (torch.jit, configuration execution); our code is held to
@@ -74,11 +80,54 @@ METADATA = {
     },
 }
 
-pytestmark = [pytestmark, pytest.mark.parametrize("bundle", BUNDLES, ids=lambda b: b.name)]
+CPU = torch.device("cpu")
 
 
 def config(bundle, name):
     return json.loads(bundle.config(name).read_text())
+
+
+def has(bundle, name):
+    return (bundle.root / f"configs/{name}.json").is_file()
+
+
+def synthesizes(bundle):
+    return "conditional" in config(bundle, "inference")
+
+
+def trainer(bundle):
+    """The bundle whose train.json made the weights: that which holds the file, if another links to it."""
+    return find_bundle((bundle.root / "models/model.pt").resolve().parents[1])
+
+
+def sizes(train):
+    """Every size that the transforms of a train.json pad or crop to, by id."""
+    return {
+        f"{name}#{i}#{key}": transform[key]
+        for name in train
+        if name.endswith("_transforms")
+        for i, transform in enumerate(train[name])
+        for key in ("spatial_size", "roi_size")
+        if key in transform
+    }
+
+
+def each(bundles):
+    return pytest.mark.parametrize("bundle", bundles, ids=lambda b: b.name)
+
+
+every_bundle = each(BUNDLES)
+those_that_train = each([b for b in BUNDLES if has(b, "train")])
+those_that_segment = each([b for b in BUNDLES if not synthesizes(b)])
+those_that_synthesize = each([b for b in BUNDLES if synthesizes(b)])
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a bundle reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 @pytest.fixture
@@ -87,16 +136,34 @@ def copied(bundle, tmp_path):
     return find_bundle(tmp_path / bundle.name)
 
 
+@every_bundle
 def test_folder_is_complete(bundle):
     names = {str(p.relative_to(bundle.root)) for p in bundle.root.rglob("*") if p.is_file()}
-    assert names == {
-        *(f"configs/{n}" for n in ("metadata.json", "inference.json", "train.json", "evaluate.json")),
-        *("configs/multi_gpu_train.json", "configs/logging.conf", "models/model.pt", "models/model.safetensors"),
-        *("docs/README.md", "docs/mni152_hippocampi.png", "docs/data_license.txt", "LICENSE"),
+    needed = {
+        *("configs/metadata.json", "configs/inference.json", "configs/logging.conf"),
+        *bundle.metadata["weights_sha256"],
+        *("docs/README.md", "docs/data_license.txt", "LICENSE"),
     }
+    training = {f"configs/{n}.json" for n in ("train", "evaluate", "multi_gpu_train")}
+    shown = re.findall(r"\]\(([^)]+\.png)\)", (bundle.root / "docs/README.md").read_text(encoding="utf-8"))
+    pictures = {f"docs/{n}" for n in shown}
+    assert pictures <= names
+    assert names - pictures in (needed, needed | training)
     assert sum((bundle.root / n).stat().st_size for n in names) < 60e6
 
 
+def test_links_are_ones_that_a_wheel_can_follow():
+    """A wheel holds the file that a link leads to. In any checkout it must lead to one, and out of none."""
+    plugins = BUNDLES[0].root.parent
+    links = [p for p in plugins.rglob("*") if p.is_symlink()]
+    assert {p.parents[1].name for p in links} == {b.name for b in BUNDLES if not has(b, "train")}
+    for link in links:
+        assert not os.path.isabs(os.readlink(link))
+        assert link.resolve(strict=True).is_file()
+        assert link.resolve().is_relative_to(plugins.resolve())
+
+
+@every_bundle
 def test_metadata(bundle):
     jsonschema.validate(bundle.metadata, METADATA)
     assert bundle.version in bundle.metadata["changelog"]
@@ -107,6 +174,7 @@ def test_metadata(bundle):
     }
 
 
+@every_bundle
 def test_weights_are_the_named_ones_and_tensors_only(bundle):
     for file, digest in bundle.metadata["weights_sha256"].items():
         assert hashlib.sha256((bundle.root / file).read_bytes()).hexdigest() == digest
@@ -116,13 +184,19 @@ def test_weights_are_the_named_ones_and_tensors_only(bundle):
     assert all(torch.equal(state[k], again[k]) for k in state)
 
 
+@every_bundle
 def test_training_and_inference_agree(bundle):
-    """A bundle must be complete in itself, so the two files repeat each other; this keeps them equal."""
-    train, inference = config(bundle, "train"), config(bundle, "inference")
+    """A bundle must be complete in itself, so the files repeat each other; this keeps them equal."""
+    train, inference = config(trainer(bundle), "train"), config(bundle, "inference")
     differ = ("squeeze_excitation", "deep_heads")
     plain = [{k: v for k, v in c["network_def"].items() if k not in differ} for c in (train, inference)]
     assert plain[0] == plain[1]
     assert inference["network_def"]["squeeze_excitation"] == train["squeeze_excitation"]
+    for name in ("path", "groups", "image_gaussian"):  # of joint networks
+        assert inference.get(name) == train.get(name)
+    if synthesizes(bundle):
+        assert all(size == inference["size"] for size in sizes(train).values())
+        return
 
     def steps(transforms):
         loading = ("voxscore.transforms.LoadVolumed", "Flipd")
@@ -136,25 +210,31 @@ def test_training_and_inference_agree(bundle):
     assert train["validate"]["inferer"] == inference["inferer"]
 
 
-@pytest.mark.parametrize("kind", ["inference", "train"])
-def test_properties(bundle, dataset, kind):
+@pytest.mark.parametrize(
+    ("bundle", "kind"),
+    [pytest.param(b, k, id=f"{b.name}-{k}") for b in BUNDLES for k in ("inference", "train") if has(b, k)],
+)
+def test_properties(bundle, dataset, tmp_path, kind):
     folder = dataset / "images" if kind == "inference" else dataset
     workflow = create_workflow(
         config_file=str(bundle.config(kind)),
         workflow_type=kind,
         bundle_root=str(bundle.root),
         dataset_dir=str(folder),
+        output_dir=str(tmp_path),
         logging_file=False,
     )
     assert workflow.check_properties() == []
 
 
+@every_bundle
 def test_load(bundle):
     network = load(bundle.name, bundle_dir=str(bundle.root.parent), workflow_type="inference", device="cpu")
     state = torch.load(bundle.root / "models/model.pt", weights_only=True)
     assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
 
 
+@every_bundle
 def test_verify_net_in_out(bundle):
     verify_net_in_out(
         net_id="network_def",
@@ -164,21 +244,35 @@ def test_verify_net_in_out(bundle):
     )
 
 
-def test_exports(bundle, tmp_path):
-    common = {
-        "net_id": "network_def",
-        "ckpt_file": str(bundle.root / "models/model.pt"),
-        "meta_file": str(bundle.root / "configs/metadata.json"),
-        "config_file": str(bundle.config("inference")),
-        "input_shape": [1, 1, 16, 24, 16],
-    }
-    ckpt_export(filepath=str(tmp_path / "model.ts"), use_trace=True, **common)
-    onnx_export(filepath=str(tmp_path / "model.onnx"), **common)
-    onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"))
+def export(command, bundle, file):
+    command(
+        filepath=str(file),
+        net_id="network_def",
+        ckpt_file=str(bundle.root / "models/model.pt"),
+        meta_file=str(bundle.root / "configs/metadata.json"),
+        config_file=str(bundle.config("inference")),
+        input_shape=[1, 1, 16, 24, 16],
+        **({"use_trace": True} if command is ckpt_export else {}),
+    )
+
+
+@every_bundle
+def test_exports_to_torchscript(bundle, tmp_path):
+    """Called with an image alone, every bundle's network is a segmentation network."""
+    export(ckpt_export, bundle, tmp_path / "model.ts")
     network = load(bundle.name, bundle_dir=str(bundle.root.parent), workflow_type="inference", device="cpu").eval()
     x = torch.randn(1, 1, 16, 24, 16)
     with torch.no_grad():
-        torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(x), network(x), rtol=1e-3, atol=1e-3)
+        y = network(x)
+        torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(x), y, rtol=1e-3, atol=1e-3)
+    assert y.shape == (1, 1 + len(bundle.labels), 16, 24, 16)
+
+
+@those_that_train
+def test_exports_to_onnx(bundle, tmp_path):
+    """The most expensive check, so once for a network that several bundles share."""
+    export(onnx_export, bundle, tmp_path / "model.onnx")
+    onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"))
 
 
 def run_inference(bundle, folder, output, **overrides):
@@ -193,55 +287,116 @@ def run_inference(bundle, folder, output, **overrides):
     )
 
 
+@those_that_segment
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_bundle_run_equals_voxscore_segment(bundle, dataset, tmp_path, side):
     (tmp_path / "one").mkdir()
     file = shutil.copy(dataset / "images" / "case_00.nii.gz", tmp_path / "one")
     run_inference(bundle, tmp_path / "one", tmp_path / "out", side=side)
     theirs = nib.load(tmp_path / "out" / "case_00_seg.nii.gz")
-    ours = Segmenter(bundle, torch.device("cpu"), side)(read_volume(file))
+    ours = Segmenter(bundle, CPU, side)(read_volume(file))
     np.testing.assert_array_equal(np.asarray(theirs.dataobj), ours.labels)
     np.testing.assert_array_equal(theirs.affine, nib.load(file).affine)
 
 
+@those_that_segment
 def test_sides_mirror_each_other(bundle, dataset, tmp_path):
     """The documented convention: the right structure is segmented as the mirror image of a left one."""
     volume = read_volume(dataset / "images" / "case_01.nii.gz")
     mirrored = replace(volume, array=volume.array[::-1].copy())
-    left = Segmenter(bundle, torch.device("cpu"), "left")(volume)
-    right = Segmenter(bundle, torch.device("cpu"), "right")(mirrored)
+    left = Segmenter(bundle, CPU, "left")(volume)
+    right = Segmenter(bundle, CPU, "right")(mirrored)
     np.testing.assert_allclose(right.probabilities[:, ::-1], left.probabilities, atol=1e-6)
-    unmirrored = Segmenter(bundle, torch.device("cpu"), "left")(mirrored)
+    unmirrored = Segmenter(bundle, CPU, "left")(mirrored)
     assert np.abs(unmirrored.probabilities[:, ::-1] - left.probabilities).max() > 1e-3
 
 
+@those_that_segment
 def test_an_unknown_side_is_an_error(bundle, dataset, tmp_path):
     with pytest.raises(RuntimeError):
         run_inference(bundle, dataset / "images", tmp_path, side="Right")
 
 
+@those_that_synthesize
+def test_bundle_run_synthesizes_what_voxscore_does(bundle, tmp_path):
+    run_inference(bundle, "", tmp_path, number=2, steps=2)
+    for kind in ("imagesTr", "labelsTr"):
+        names = sorted(p.name for p in (tmp_path / kind).iterdir())
+        assert names == ["synthetic_0000.nii.gz", "synthetic_0001.nii.gz"]
+    synthesizer = Synthesizer(bundle, CPU, steps=2)
+    for k in range(2):
+        image, label = (nib.load(tmp_path / kind / f"synthetic_{k:04d}.nii.gz") for kind in ("imagesTr", "labelsTr"))
+        assert image.shape == label.shape == tuple(bundle.metadata["field_of_view_mm"])
+        assert (image.get_data_dtype(), label.get_data_dtype()) == (np.float32, np.uint8)
+        assert set(np.unique(label.dataobj)) <= {0, *bundle.labels}
+        ours = synthesizer(volume_seed(0, k))
+        np.testing.assert_array_equal(np.asarray(image.dataobj), ours.image)
+        np.testing.assert_array_equal(np.asarray(label.dataobj), ours.labels)
+        np.testing.assert_array_equal(image.affine, label.affine)
+        np.testing.assert_array_equal(image.affine, ours.affine)
+
+
+def run_evaluation(bundle, dataset, output):
+    run(
+        config_file=[str(bundle.config(name)) for name in ("train", "evaluate")],
+        bundle_root=str(bundle.root),
+        dataset_dir=str(dataset),
+        output_dir=str(output),
+        device="$torch.device('cpu')",
+    )
+
+
+@those_that_train
 def test_trains_and_evaluates_under_monai(bundle, dataset, tmp_path):
-    files = {"config_file": str(bundle.config("train")), "bundle_root": str(bundle.root), "dataset_dir": str(dataset)}
-    small = {"network_def#channels": [8, 8, 8], "device": "$torch.device('cpu')", "progress": "$[]"}
-    run(**files, **small, output_dir=str(tmp_path), max_epochs=2, val_interval=1, batch_size=4)
+    small = {"network_def#channels": [8, 8, 8], **{key: [16, 16, 16] for key in sizes(config(bundle, "train"))}}
+    run(
+        config_file=str(bundle.config("train")),
+        bundle_root=str(bundle.root),
+        dataset_dir=str(dataset),
+        output_dir=str(tmp_path),
+        device="$torch.device('cpu')",
+        progress="$[]",
+        max_epochs=2,
+        val_interval=1,
+        batch_size=4,
+        **small,
+    )
     rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
     assert "dice" in rows[-1]
-    files["config_file"] = [str(bundle.config("train")), str(bundle.config("evaluate"))]
-    run(**files, output_dir=str(tmp_path / "evaluated"), device="$torch.device('cpu')")
+    run_evaluation(bundle, dataset, tmp_path / "evaluated")
     assert (tmp_path / "evaluated" / "metrics.csv").is_file()
 
 
+@pytest.mark.parametrize(
+    ("bundle", "file"),
+    [
+        pytest.param(b, file, id=f"{b.name}-{Path(file).stem}")
+        for b in BUNDLES
+        for file in b.metadata["weights_sha256"]
+        if file.endswith(".pt")
+    ],
+)
 @pytest.mark.parametrize("spoil", ["missing", "corrupt"])
-def test_no_weights_no_result(copied, bundle, dataset, tmp_path, spoil):
+def test_no_weights_no_result(copied, bundle, file, dataset, tmp_path, spoil):
     """MONAI alone would run on random weights, with exit code 0."""
-    file = copied.root / "models/model.pt"
+    path = copied.root / file
     if spoil == "missing":
-        file.unlink()
+        path.unlink()
     else:
-        file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match=r"model\.pt: the weights are"):
-        Segmenter(copied, torch.device("cpu"))
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=rf"{path.name}: the weights are"):
+        (Synthesizer if synthesizes(bundle) else Segmenter)(copied, CPU)
+    if file == "models/gaussian.pt" and not synthesizes(bundle):
+        return  # it is for samples, which this bundle's run does not draw
     with pytest.raises(RuntimeError):
         run_inference(copied, dataset / "images", tmp_path / "out")
-    assert not list((tmp_path / "out").glob("*.nii.gz"))
+    assert not list((tmp_path / "out").rglob("*.nii.gz"))
+
+
+@those_that_train
+def test_no_weights_no_evaluation(copied, bundle, dataset, tmp_path):
+    (copied.root / "models/model.pt").unlink()
+    with pytest.raises(RuntimeError):
+        run_evaluation(copied, dataset, tmp_path / "out")
+    assert not (tmp_path / "out/metrics.csv").exists()

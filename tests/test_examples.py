@@ -1,11 +1,14 @@
 """Every example runs, and what it prints holds."""
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +44,30 @@ def test_train_and_sample(tmp_path):
     assert float(re.search(r"held-out loss ([\d.]+)", text).group(1)) < 1
     assert "copies 0%" in text
     assert (tmp_path / "samples.png").stat().st_size > 1000
+
+
+def test_mni152_hippocampi(tmp_path):
+    """The template is symmetric, so its sides must agree; the volumes are those of the README's table."""
+    if importlib.util.find_spec("nilearn") is None:
+        pytest.skip("nilearn, the extra voxscore[examples], is not installed")
+    text = run("mni152_hippocampi.py", "--output", tmp_path)
+    printed, documented = (
+        {name: (float(left), float(right)) for name, left, right in re.findall(pattern, source)}
+        for source, pattern in (
+            (text, r"(\w+ hippocampus) +([\d.]+) +([\d.]+)"),
+            ((ROOT / "README.md").read_text(encoding="utf-8"), r"\| (\w+ hippocampus) \| ([\d.]+) \| ([\d.]+) \|"),
+        )
+    )
+    assert printed.keys() == documented.keys() == {f"{part} hippocampus" for part in ("anterior", "posterior", "whole")}
+    for name, (left, right) in printed.items():
+        assert right == pytest.approx(left, rel=0.01)
+        assert (left, right) == pytest.approx(documented[name], rel=0.01)
+    for side, sign in {"left": -1, "right": 1}.items():
+        labels = nib.load(tmp_path / f"mni152_{side}_hippocampus.nii.gz")
+        points = nib.affines.apply_affine(labels.affine, np.argwhere(np.asarray(labels.dataobj)))
+        assert len(points)
+        assert (sign * points[:, 0] > 0).all()
+    assert (tmp_path / "mni152_hippocampi.png").stat().st_size > 1000
 
 
 def test_every_example_is_run():

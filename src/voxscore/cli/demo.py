@@ -1,18 +1,15 @@
-"""`voxscore demo`: both hippocampi of the MNI152 template, with nothing to download.
+"""`voxscore demo`: synthesize a labelled case, segment it, compare, with no data at all.
 
-nilearn ships the MNI152 T1 template in its wheel. The hippocampi lie about (±27, -21, -15) mm there; around each
-the demo cuts a crop of the size the bundle was trained on, segments the right one mirrored (the bundle's `side`),
-and puts both label maps back into the template's grid.
+One bundle draws an image together with its label map; another, trained separately, sees the image alone. Where both
+have learned the same anatomy, the two label maps agree, on a case that neither has seen before.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -21,94 +18,72 @@ import voxscore
 from voxscore.errors import UserError
 
 if TYPE_CHECKING:
-    from voxscore.volumes import Volume
+    import numpy as np
+    from PIL import Image
 
-__all__ = ["crop_around", "demo", "template_path"]
+    from voxscore.bundles import Bundle
+    from voxscore.synthesis import Synthetic
 
-BUNDLE = "hippocampus_segmentation"
-CENTERS_MM = {"left": (-27.0, -21.0, -15.0), "right": (27.0, -21.0, -15.0)}
+__all__ = ["demo"]
+
+SYNTHESIS = "hippocampus_synthesis"
+SEGMENTATION = "hippocampus_segmentation"
 
 
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("demo"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Another seed shows another case.", min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
 ) -> None:
-    r"""Segment the hippocampi of the MNI152 template; needs the extra voxscore\[demo]."""
-    template = voxscore.volumes.read_volume(template_path())
-    bundle = voxscore.find_bundle(BUNDLE)
+    """Synthesize a labelled hippocampus, segment it and compare; needs no data."""
+    names = ("synthetic.nii.gz", "synthetic_label.nii.gz", "synthetic_seg.nii.gz", "synthetic.png")
     on = voxscore.segmentation.resolve_device(device)
-    files = {
-        "left": output / "mni152_left_hippocampus.nii.gz",
-        "right": output / "mni152_right_hippocampus.nii.gz",
-        "picture": output / "mni152_hippocampi.png",
-    }
-    for file in files.values():
-        if file.exists() and not overwrite:
-            raise UserError(file, "exists already", "choose another --output, or replace it with --overwrite")
-    both = np.zeros(template.array.shape, np.uint8)
-    table = Table("structure", box=None)
-    for column in ("left [mL]", "right [mL]"):
-        table.add_column(column, justify="right")
-    volumes_ml = {}
-    for side, center in CENTERS_MM.items():
-        crop, where = crop_around(template, center, bundle.metadata["field_of_view_mm"])
-        labels = np.zeros_like(both)
-        labels[where] = voxscore.Segmenter(bundle, on, side)(crop).labels
-        voxscore.write_volume(labels, template, files[side], bundle.labels, overwrite)
-        names = {value: label.name for value, label in bundle.labels.items()}
-        volumes_ml[side] = voxscore.evaluation.label_volumes(labels, template.affine, names)
-        both = np.maximum(both, labels)
-    picture = voxscore.evaluation.contour_sheet(
-        template.array,
-        both,
-        template.affine,
-        {value: label.color for value, label in bundle.labels.items()},
-        {value: label.name for value, label in bundle.labels.items()},
-        title="MNI152 T1 template, both hippocampi",
+    bundle = voxscore.find_bundle(SEGMENTATION)
+    synthesizer, segmenter = voxscore.Synthesizer(voxscore.find_bundle(SYNTHESIS), on), voxscore.Segmenter(bundle, on)
+    with ExitStack() as stack:
+        # First, so that an output that cannot be written costs no sampling. All are complete before one gets its name.
+        image, own, found, picture = (
+            stack.enter_context(voxscore.volumes.written_whole(output / name, overwrite)) for name in names
+        )
+        try:
+            made = synthesizer(voxscore.inferers.volume_seed(seed, 0))
+        except FloatingPointError as error:
+            raise UserError(f"seed {seed}", f"gives no case: {error}", "try another --seed") from error
+        volume = voxscore.volumes.Volume(made.image, made.affine, output / names[0], "synthetic", "nifti", None)
+        segmentation = segmenter(volume)
+        voxscore.write_volume(made.image, volume, image, overwrite=True)
+        voxscore.write_volume(made.labels, volume, own, synthesizer.labels, overwrite=True)
+        voxscore.write_volume(segmentation.labels, volume, found, bundle.labels, overwrite=True)
+        _side_by_side(made, segmentation.labels, bundle).save(picture, format="PNG")
+    scores = voxscore.evaluation.score_labels(
+        segmentation.labels, made.labels, volume.spacing, {value: label.name for value, label in bundle.labels.items()}
     )
-    with voxscore.volumes.written_whole(files["picture"], overwrite) as partial:
-        picture.save(partial, format="PNG")
-    for name in volumes_ml["left"]:
-        table.add_row(name, *(f"{volumes_ml[side][name]:.2f}" for side in CENTERS_MM))
-    table.add_row("whole hippocampus", *(f"{sum(volumes_ml[side].values()):.2f}" for side in CENTERS_MM))
-    console = Console(markup=False, emoji=False)
-    console.print(table)
-    console.print(f"Look at {files['picture']} first.", highlight=False)
+    table = Table("structure", box=None)
+    for column in ("its own label [mL]", "segmented [mL]", "Dice"):
+        table.add_column(column, justify="right")
+    for score in scores:
+        table.add_row(score.name, f"{score.reference_ml:.2f}", f"{score.volume_ml:.2f}", f"{score.dice:.3f}")
+    Console(markup=False, emoji=False).print(table)
+    print(
+        f"Synthesized in {made.evaluations} evaluations of the network, {made.seconds:.1f} s; "
+        f"segmented in {segmentation.seconds:.1f} s."
+    )
+    print(f"Look at {output / names[-1]} first.")
 
 
-def template_path() -> Path:
-    """The MNI152 T1 template inside nilearn's wheel, found without importing nilearn.
-
-    Raises:
-        UserError: nilearn is not installed, or has no such file.
-    """
-    package = importlib.util.find_spec("nilearn")
-    if package is None or package.origin is None:
-        raise UserError("nilearn", "is not installed", "pip install 'voxscore[demo]'")
-    found = sorted((Path(package.origin).parent / "datasets" / "data").glob("mni_icbm152_t1*.nii.gz"))
-    if not found:
-        raise UserError("nilearn", "ships no MNI152 template in this version", "pip install 'nilearn>=0.11'")
-    return found[0]
-
-
-def crop_around(
-    volume: Volume, center_mm: tuple[float, float, float], size_mm: tuple[float, float, float]
-) -> tuple[Volume, tuple[slice, slice, slice]]:
-    """The box of `size_mm` around a point in RAS mm, of a volume whose axes are parallel to RAS.
-
-    Returns:
-        The crop, and where it lies in the volume's array.
-
-    Raises:
-        UserError: the box does not lie inside the volume.
-    """
-    center = np.linalg.solve(volume.affine, [*center_mm, 1.0])[:3]
-    size = np.round(np.asarray(size_mm) / volume.spacing).astype(int)
-    start = np.round(center - size / 2).astype(int)
-    if (start < 0).any() or (start + size > volume.array.shape).any():
-        raise UserError(volume.path, f"does not reach {center_mm} mm", "give a volume in MNI space")
-    x, y, z = (slice(int(a), int(a + n)) for a, n in zip(start, size, strict=True))
-    affine = volume.affine.copy()
-    affine[:3, 3] = (volume.affine @ [*start, 1.0])[:3]
-    return replace(volume, array=volume.array[x, y, z].copy(), affine=affine), (x, y, z)
+def _side_by_side(made: Synthetic, segmented: np.ndarray, bundle: Bundle) -> Image.Image:
+    """Both label maps on the same slices, those through the middle of the two together."""
+    places = (made.labels.astype(bool) | segmented.astype(bool)).nonzero()
+    center = [round(float(axis.mean())) for axis in places] if len(places[0]) else None
+    colors = {value: label.color for value, label in bundle.labels.items()}
+    names = {value: label.name for value, label in bundle.labels.items()}
+    return voxscore.evaluation.montage(
+        [
+            voxscore.evaluation.contour_sheet(
+                made.image, labels, made.affine, colors, names, title, center, zoom_mm=float("inf")
+            )
+            for title, labels in (("Synthetic, its own label", made.labels), ("The same, segmented", segmented))
+        ],
+        columns=2,
+    )
