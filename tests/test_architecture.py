@@ -22,6 +22,7 @@ ALLOWED = {
     "evaluation": set(),
     "posterior": {"evaluation"},
     "segmentation": {"bundles", "evaluation", "inferers", "posterior", "volumes"},
+    "synthesis": {"bundles", "evaluation", "inferers", "volumes"},
     "training": {"bundles", "diffusion", "networks", "volumes"},
     "cli": None,  # the top: reaches everything through the lazy names of `import voxscore`
     "__init__": None,

@@ -72,6 +72,16 @@ class Bundle:
             raise UserError(path, "is missing", f"the bundle {self.name} cannot do this; choose another")
         return path
 
+    def verify(self) -> None:
+        """Refuse what is not as published, before anything of it is used.
+
+        Raises:
+            UserError: a `.pt` file that metadata.json lists is missing, or another one.
+        """
+        for file in self.metadata.get("weights_sha256", {}):
+            if file.endswith(".pt"):
+                verified_weights(self.root, file)
+
 
 def _plugins() -> Path:
     """The shipped bundles: inside an installed package, or beside src/ in a checkout."""

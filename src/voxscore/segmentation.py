@@ -109,6 +109,7 @@ class Segmenter:
                 raise UserError(f"side {side}", "is not known", "choose left or right")
             parser["side"] = side
         self.side = parser.get("side")
+        bundle.verify()
         parser.parse()
         self.network = parser.get_parsed_content("network")
         weights = verified_weights(bundle.root)

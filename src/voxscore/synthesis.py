@@ -119,6 +119,7 @@ class Synthesizer:
             parser["steps"] = steps
         if sampler is not None:
             parser["sampler"] = SAMPLERS[sampler]
+        bundle.verify()
         parser.parse()
         self.steps: int = parser.get_parsed_content("steps")
         self.sampler: str = parser["sampler#_target_"].rpartition(".")[2]
