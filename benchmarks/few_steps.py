@@ -32,7 +32,7 @@ from voxscore.synthesis import Synthesizer
 
 NUMBERS = (1, 4, 8, 12, 20, 50, 200)
 BATCH = 4
-LAST_RATIO = 0.02
+LAST_RATIO = 0.1
 
 
 def grid(denoiser: Denoiser, n: int, first: float) -> Tensor:
