@@ -72,7 +72,9 @@ def test_each_volume_is_the_loops_and_has_a_seed_of_its_own():
     run = inferer(seed=7)
     y = torch.cat([run(torch.zeros(2, *SIZE), ExactNet()), run(torch.zeros(1, *SIZE), ExactNet())])
     for k in range(3):
-        torch.testing.assert_close(y[k : k + 1], by_hand(volume_seed(7, k), exact(), Ancestral(), run.times), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            y[k : k + 1], by_hand(volume_seed(7, k), exact(), Ancestral(), run.times), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_seeds_can_be_given():
@@ -243,7 +245,8 @@ def test_a_diffusion_unet_samples_in_one_line():
     network = unet()
     run = SamplerInferer(lambda net: unet_denoiser(net, Flow()), uniform_times(Flow(), 3), Euler(), full_precision=True)
     y = run(torch.zeros(2, 1, 8, 8, 8), network)
-    denoiser, x = unet_denoiser(network, Flow()), VolumeNoise([Generator().manual_seed(k) for k in (0, 1)], 2)(y)
+    generators = [Generator().manual_seed(volume_seed(0, k)) for k in (0, 1)]
+    denoiser, x = unet_denoiser(network, Flow()), VolumeNoise(generators, 2)(y)
     torch.testing.assert_close(y, sample(denoiser, x, uniform_times(Flow(), 3), Euler()), rtol=1e-4, atol=1e-4)
 
 

@@ -7,7 +7,18 @@ from monai.losses import DiceLoss
 from torch import Generator, nn
 
 from voxscore.bundles import find_bundle
-from voxscore.diffusion import EDM, EDMWeight, Flip, Flow, Group, GroupTimes, JointNetDenoiser, ScoreAug, joint_loss
+from voxscore.diffusion import (
+    EDM,
+    EDMWeight,
+    Flip,
+    Flow,
+    Gaussian,
+    Group,
+    GroupTimes,
+    JointNetDenoiser,
+    ScoreAug,
+    joint_loss,
+)
 from voxscore.networks import DeepOutputs, JointScoreUNet, ScoreUNet
 from voxscore.training import JointObjective, export_weights, initialized
 
@@ -285,6 +296,8 @@ def test_the_recipe_switches_heads(distillation):
     parser = ConfigParser(ConfigParser.load_config_file(find_bundle("hippocampus_synthesis").config("train")))
     assert parser["distillation"] is False
     parser.update({"network_def#channels": [8, 8, 8], "device": "$torch.device('cpu')", "distillation": distillation})
+    generator = Generator().manual_seed(0)
+    parser["gaussian"] = Gaussian.fit(torch.randn(4, 4, 8, 8, 8, generator=generator), "fourier")
     objective = parser.get_parsed_content("objective")
     network = objective.denoiser.net
     assert (network.deep_heads is not None) == distillation
