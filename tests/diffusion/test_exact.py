@@ -306,19 +306,6 @@ def test_a_fit_has_the_dtype_of_its_samples_and_exact_moments(kind, rank):
     assert_close(fitted.covariance.trace(lambda v: v), exact.covariance.trace(lambda v: v), 1e-12)
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("diagonal", None), ("fourier", None), ("low_rank", 3)])
-def test_saved_and_loaded(tmp_path, kind, rank):
-    fitted = Gaussian.fit(normal(8, 2, 4, 6, seed=3).float(), kind, rank)
-    torch.save(fitted.state_dict(), tmp_path / "gaussian.pt")
-    again = Gaussian.from_state_dict(torch.load(tmp_path / "gaussian.pt", weights_only=True))
-    x, t = normal(2, 2, 4, 6, seed=4).float(), torch.tensor(0.7)
-    assert torch.equal(again.denoise(x, EDM(), t), fitted.denoise(x, EDM(), t))
-    half = Gaussian.from_state_dict({name: v.half() for name, v in fitted.state_dict().items()})
-    torch.testing.assert_close(half.denoise(x, EDM(), t), fitted.denoise(x, EDM(), t), rtol=1e-2, atol=1e-2)
-    with pytest.raises(ValueError, match=r"\['mean', 'other'\] are the tensors of no family"):
-        Gaussian.from_state_dict({"mean": fitted.mean, "other": fitted.mean})
-
-
 def test_bad_fits_teach():
     samples = normal(5, 1, 8)
     for rank in (None, 0, -1, 5, 6):

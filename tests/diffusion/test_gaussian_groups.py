@@ -122,3 +122,16 @@ def test_a_clean_group_is_its_own_estimate_at_any_size():
     torch.testing.assert_close(mixed[1:, :1], g.denoise(state[1:, :1], path, f64(2.0)))
     with pytest.raises(ValueError, match="the Gaussian is of volumes"):
         joint(path, g=g)(normal(1, 3, 5, 3), f64(2.0))
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("diagonal", None), ("fourier", None), ("low_rank", 3)])
+def test_saved_and_loaded(tmp_path, kind, rank):
+    fitted = Gaussian.fit(normal(8, 2, 4, 6, seed=3).float(), kind, rank)
+    torch.save(fitted.state_dict(), tmp_path / "gaussian.pt")
+    again = Gaussian.from_state_dict(torch.load(tmp_path / "gaussian.pt", weights_only=True))
+    x, t = normal(2, 2, 4, 6, seed=4).float(), torch.tensor(0.7)
+    assert torch.equal(again.denoise(x, EDM(), t), fitted.denoise(x, EDM(), t))
+    half = Gaussian.from_state_dict({name: v.half() for name, v in fitted.state_dict().items()})
+    torch.testing.assert_close(half.denoise(x, EDM(), t), fitted.denoise(x, EDM(), t), rtol=1e-2, atol=1e-2)
+    with pytest.raises(ValueError, match=r"\['mean', 'other'\] are the tensors of no family"):
+        Gaussian.from_state_dict({"mean": fitted.mean, "other": fitted.mean})
