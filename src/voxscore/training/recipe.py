@@ -14,6 +14,7 @@ earlier stage. A stage that is done is not run again, an unfinished one goes on 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -117,6 +118,10 @@ def _run_stage(bundle: Bundle, stage: dict[str, Any], dataset_dir: Path, folder:
     workflow.initialize()
     workflow.run()
     workflow.finalize()
+    # DistributedDataParallel keeps Gloo's threads alive, and one that still holds a tensor when Python ends aborts
+    # the process. Dropped here, they are joined here.
+    del workflow
+    gc.collect()
     if int(os.environ.get("RANK", 0)) == 0:
         hashes = export_weights(folder / "checkpoint.pt", folder / "models")
         if (folder / "gaussian.pt").is_file():
