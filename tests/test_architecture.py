@@ -21,8 +21,9 @@ ALLOWED = {
     "inferers": {"networks", "diffusion"},
     "evaluation": set(),
     "posterior": {"evaluation"},
-    "segmentation": {"bundles", "evaluation", "inferers", "posterior", "volumes"},
-    "synthesis": {"bundles", "evaluation", "inferers", "volumes"},
+    "inference": {"bundles"},
+    "segmentation": {"bundles", "evaluation", "inference", "inferers", "posterior", "volumes"},
+    "synthesis": {"bundles", "evaluation", "inference", "inferers", "volumes"},
     "training": {"bundles", "diffusion", "networks", "volumes"},
     "cli": None,  # the top: reaches everything through the lazy names of `import voxscore`
     "__init__": None,

@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Activationsd, AsDiscreted, Compose, SaveImaged
 
-from voxscore.bundles import Bundle, verified_weights
+from voxscore.bundles import Bundle
 from voxscore.errors import UserError
 from voxscore.evaluation import label_volumes
+from voxscore.inference import inference_config, loaded_network
 from voxscore.inferers import FittedWindowInferer, SamplerInferer, volume_seed
 from voxscore.posterior import Posterior, class_shares, voxel_entropy
 from voxscore.volumes import Volume, sha256, write_dicom_seg, write_volume, written_whole
@@ -94,14 +94,7 @@ class Segmenter:
 
     def __init__(self, bundle: Bundle, device: torch.device, side: str | None = None) -> None:
         self.bundle, self.device, self.labels = bundle, device, bundle.labels
-        parser = ConfigParser()
-        config = bundle.config("inference")
-        try:
-            parser.read_config(config)
-        except (OSError, ValueError) as error:
-            raise UserError(config, "cannot be read as JSON", "restore it from the bundle's source") from error
-        parser["bundle_root"] = str(bundle.root)
-        parser["device"] = device
+        parser = inference_config(bundle, device)
         if side is not None:
             if "side" not in parser:
                 raise UserError(f"bundle {bundle.name}", "has no sides", "leave --side away")
@@ -109,15 +102,7 @@ class Segmenter:
                 raise UserError(f"side {side}", "is not known", "choose left or right")
             parser["side"] = side
         self.side = parser.get("side")
-        bundle.verify()
-        parser.parse()
-        self.network = parser.get_parsed_content("network")
-        weights = verified_weights(bundle.root)
-        try:
-            self.network.load_state_dict(torch.load(weights, map_location=device, weights_only=True))
-        except RuntimeError as error:
-            raise UserError(weights, "does not fit the bundle's network", "reinstall the bundle") from error
-        self.network.eval()
+        self.network = loaded_network(bundle, parser)
         self.inferer = parser.get_parsed_content("inferer")
         self.prepare = parser.get_parsed_content("preprocessing")
         self.sampling: SamplerInferer | None = parser.get_parsed_content("sampling") if "sampling" in parser else None

@@ -25,16 +25,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.networks.utils import one_hot
 from monai.transforms import Compose, SaveImaged
 from torch import Tensor
 from torch.nn import functional
 
-from voxscore.bundles import Bundle, verified_weights
+from voxscore.bundles import Bundle
 from voxscore.errors import UserError
 from voxscore.evaluation import contact_sheet, label_volumes
+from voxscore.inference import inference_config, loaded_network
 from voxscore.inferers import volume_seed
 from voxscore.volumes import (
     Volume,
@@ -102,35 +102,21 @@ class Synthesizer:
         self, bundle: Bundle, device: torch.device, steps: int | None = None, sampler: str | None = None
     ) -> None:
         self.bundle, self.device, self.labels = bundle, device, bundle.labels
-        parser = ConfigParser()
-        config = bundle.config("inference")
-        try:
-            parser.read_config(config)
-        except (OSError, ValueError) as error:
-            raise UserError(config, "cannot be read as JSON", "restore it from the bundle's source") from error
+        parser = inference_config(bundle, device)
         if not {"inferer", "conditional", "mask_preprocessing", "size", "steps", "sampler"} <= parser.get().keys():
             raise UserError(f"bundle {bundle.name}", "does not synthesize", "choose one that does")
         if steps is not None and steps < 2:
             raise UserError(f"steps {steps}", "are too few", "give 2 or more")
         if sampler is not None and sampler not in SAMPLERS:
             raise UserError(f"sampler {sampler}", "is not known", f"choose one of: {', '.join(SAMPLERS)}")
-        parser["bundle_root"], parser["device"] = str(bundle.root), device
         if steps is not None:
             parser["steps"] = steps
         if sampler is not None:
             parser["sampler"] = SAMPLERS[sampler]
-        bundle.verify()
-        parser.parse()
+        self.network = loaded_network(bundle, parser)
         self.steps: int = parser.get_parsed_content("steps")
         self.sampler: str = parser["sampler#_target_"].rpartition(".")[2]
         self.size: list[int] = parser.get_parsed_content("size")
-        self.network = parser.get_parsed_content("network")
-        weights = verified_weights(bundle.root)
-        try:
-            self.network.load_state_dict(torch.load(weights, map_location=device, weights_only=True))
-        except RuntimeError as error:
-            raise UserError(weights, "does not fit the bundle's network", "reinstall the bundle") from error
-        self.network.eval()
         self.inferer, self.conditional, self.prepare, self.prepare_mask = (
             parser.get_parsed_content(name)
             for name in ("inferer", "conditional", "preprocessing", "mask_preprocessing")
