@@ -39,8 +39,8 @@ class Operator(ABC):
     def __call__(self, x: Tensor) -> Tensor:
         """Measurement (B, ...) of x (B, C, *spatial)."""
 
-    def A(self, x: Tensor) -> Tensor:  # noqa: N802 (deepinv's name)
-        """The same as a call."""
+    def A(self, x: Tensor) -> Tensor:
+        """The same as a call, under deepinv's name."""
         return self(x)
 
 
@@ -55,8 +55,8 @@ class LinearOperator(Operator):
     def adjoint(self, y: Tensor) -> Tensor:
         """A^H y (B, C, *spatial) of a measurement y (B, ...)."""
 
-    def A_adjoint(self, y: Tensor) -> Tensor:  # noqa: N802 (deepinv's name)
-        """The same as `adjoint`."""
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """The same as `adjoint`, under deepinv's name."""
         return self.adjoint(y)
 
     @abstractmethod
