@@ -9,8 +9,13 @@ joint denoiser therefore knows
     E[x_0, y_0 | x_t, y_t]                                    synthesize a labelled case
     E[x_0 | x_t]          marginalise the label               a prior for reconstruction
 
-A categorical group holds one-hot channels. Its network gives logits, and since x_0 is one of the unit vectors the
-softmax of the logits is its denoiser, E[onehot | x_t] = p(class | x_t).
+A categorical group holds one-hot channels, and since x_0 is one of the unit vectors e_k, p(class | x_t) is its
+denoiser. What a voxel's own noisy channels say of its class is known, ln p(x_t | e_k) = alpha x_t,k / sigma^2 + const;
+the network gives the logits f of what all the rest says, and Bayes' rule puts them together:
+
+    E[onehot | x_t] = p(class | x_t) = softmax(f + alpha x_t / sigma^2).
+
+So labels become exact as the noise goes, and the network spends nothing on it.
 
 A continuous group may have a Gaussian of its clean volumes. Its denoiser D_G, which is exact at high noise (see
 `teleportation`) and a Wiener filter at low noise, then takes the place of c_skip x, the network learns what is left,
@@ -143,8 +148,8 @@ class JointNetDenoiser(JointDenoiser):
     """A network of several noise levels as a joint denoiser.
 
     Continuous groups have the preconditioning "edm" of `NetDenoiser`, or that of their Gaussian; the output of a
-    categorical group is its logits. The network is called as `net(c_in * x, times, **cond)` with `times` (B, G); the
-    channels of a group with a Gaussian are followed by its estimate.
+    categorical group is logits, to which `evidence` is added. The network is called as `net(c_in * x, times, **cond)`
+    with `times` (B, G); the channels of a group with a Gaussian are followed by its estimate.
 
     Args:
         net: the network; its output is shaped like x.
@@ -200,7 +205,7 @@ class JointNetDenoiser(JointDenoiser):
             t: its times.
 
         Returns:
-            E[x_0 | x_t] of a continuous group, the logits of a categorical one, (B, C_g, *spatial).
+            E[x_0 | x_t] of a continuous group, ln p(class | x_t) + const of a categorical one, (B, C_g, *spatial).
 
         Raises:
             TypeError: f is no tensor.
@@ -214,7 +219,8 @@ class JointNetDenoiser(JointDenoiser):
         times = self.group_times(x, t)
         for k, (group, part) in enumerate(zip(self.groups, self.slices().values(), strict=True)):
             if group.categorical:
-                parts.append(f[:, part].to(torch.promote_types(f.dtype, torch.float32)))
+                prior = f[:, part].to(torch.promote_types(f.dtype, torch.float32))
+                parts.append(prior + self.evidence(x[:, part].to(prior), times[:, k]))
             elif group.gaussian is None:
                 c_skip, c_out, _ = coefficients("edm", self.path, times[:, k], group.sigma_data, x)
                 parts.append(c_skip * x[:, part] + c_out * f[:, part])
@@ -222,6 +228,12 @@ class JointNetDenoiser(JointDenoiser):
                 c_out = expand(group.weight(self.path, times[:, k]) ** -0.5, x)
                 parts.append(group.estimate(self.path, times[:, k], x[:, part]) + c_out * f[:, part])
         return parts
+
+    def evidence(self, x: Tensor, t: Tensor) -> Tensor:
+        """ln p(x | class) of a categorical group's x (B, C_g, *spatial) up to a constant; 0 where it is clean."""
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        noisy = sigma > 0
+        return expand(torch.where(noisy, alpha / torch.where(noisy, sigma, 1.0) ** 2, 0.0), x) * x
 
 
 class _Pinned(JointDenoiser):

@@ -36,6 +36,7 @@ class JointScoreUNet(ScoreUNet):
         cond_features: length of the vector that names a transform of the volume.
         checkpointing: compute the inside of blocks again for backward.
         position: tell the network where a voxel lies.
+        progressive_input: show coarser levels the averaged input.
         image_estimate: with `t` the image is followed by as many channels, its estimate by a Gaussian (`Group`); of a
             clean image that is the image itself.
     """
@@ -52,6 +53,7 @@ class JointScoreUNet(ScoreUNet):
         cond_features: int = 0,
         checkpointing: bool = False,
         position: bool = False,
+        progressive_input: bool = False,
         image_estimate: bool = False,
     ) -> None:
         both = image_channels + classes
@@ -67,6 +69,7 @@ class JointScoreUNet(ScoreUNet):
             cond_features,
             checkpointing,
             position,
+            progressive_input,
         )
         self.image_channels, self.classes, self.ratio_max = image_channels, classes, ratio_max
         self.image_estimate = image_estimate
