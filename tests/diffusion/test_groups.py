@@ -293,9 +293,11 @@ def test_a_network_of_several_noise_levels_is_one_of_each(path):
         sigma_data = groups[k].sigma_data
         if group == "c":
             n = torch.sqrt(path.alpha(t[:, k]) ** 2 * sigma_data**2 + path.sigma(t[:, k]) ** 2).reshape(-1, 1, 1)
-            logits = torch.tanh(x[:, part] / n) + path.ratio(t[:, k]).reshape(-1, 1, 1).atan()
+            alpha, sigma = (level(t[:, k]).reshape(-1, 1, 1) for level in (path.alpha, path.sigma))
+            evidence = torch.where(sigma > 0, alpha * x[:, part] / sigma**2, 0.0)
+            logits = torch.tanh(x[:, part] / n) + path.ratio(t[:, k]).reshape(-1, 1, 1).atan() + evidence
             torch.testing.assert_close(outputs[k], logits, rtol=1e-12, atol=1e-12)
-            torch.testing.assert_close(d[:, part], logits.exp() / logits.exp().sum(1, keepdim=True), rtol=1e-12, atol=0)
+            torch.testing.assert_close(d[:, part], logits.softmax(1), rtol=1e-12, atol=0)
             torch.testing.assert_close(d[:, part].sum(1), torch.ones(4, 5, dtype=torch.float64), rtol=1e-14, atol=0)
         else:
             alone = NetDenoiser(
@@ -303,6 +305,21 @@ def test_a_network_of_several_noise_levels_is_one_of_each(path):
             )
             torch.testing.assert_close(d[:, part], alone(x[:, part], t[:, k]), rtol=1e-12, atol=1e-13)
             torch.testing.assert_close(outputs[k], d[:, part], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("path", [EDM(), VP(), Flow()], ids=["EDM", "VP", "Flow"])
+@pytest.mark.parametrize("ratio", [0.05, 0.7, 3.0, 40.0])
+def test_a_network_that_knows_the_prior_alone_is_the_exact_denoiser_of_independent_labels(path, ratio):
+    """Voxels drawn on their own from the unit vectors with probabilities pi: a mixture of points, in closed form."""
+    pi = f64([0.5, 0.2, 0.3])
+    groups = [Group("label", 3, categorical=True, sigma_data=0.3)]
+    joint = JointNetDenoiser(lambda x, r: pi.log().reshape(1, 3, 1).expand_as(x), path, groups)
+    t = path.time(f64(ratio))
+    x = path.alpha(t) * torch.eye(3, dtype=torch.float64)[None] + path.sigma(t) * normal(1, 3, 3)
+    points = torch.eye(3, dtype=torch.float64)
+    squares = (x[0].T[:, None] - path.alpha(t) * points[None]).square().sum(2)
+    p = (pi.log() - squares / (2 * path.sigma(t) ** 2)).softmax(1)
+    torch.testing.assert_close(joint(x, t)[0].T, p, rtol=1e-10, atol=1e-12)
 
 
 def test_a_clean_group_passes_through():

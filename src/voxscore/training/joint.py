@@ -13,9 +13,9 @@ A network with deep heads learns by dual self-distillation (`voxscore.networks.s
 as the network's own output F is, and along the decoder and along the encoder the teacher F* teaches the rest,
 
     sum_{main, decoder} L(F) + w_distillation sum_{students} { w_image |F* - F|^2 (image)
-                                                               w_label T^2 KL(p_T(F*) || p_T(F)) (label).
+                                                               w_label T^2 KL(p_T(F*) || p_T(F)) (label),
 
-The squared difference is that of the denoised images D = c_skip x + c_out F with the EDM weight, which is 1 / c_out^2.
+p_T being p(class | x_t) at temperature T, the voxel's own evidence included. The squared difference is that of the denoised images D = c_skip x + c_out F with the EDM weight, which is 1 / c_out^2.
 All terms are means over voxels, and those of a group count where it is noisy.
 """
 
@@ -84,7 +84,7 @@ class JointObjective(nn.Module):
             loss = loss + self._truth(f, state, noisy)
         for teacher, *students in (outputs.decoder, outputs.encoder):
             for student in students:
-                loss = loss + self.distillation_weight * self._distillation(teacher.detach(), student, noisy)
+                loss = loss + self.distillation_weight * self._distillation(teacher.detach(), student, state, noisy)
         return loss
 
     def _truth(self, f: Tensor, state: NoisyState, noisy: Tensor) -> Tensor:
@@ -98,12 +98,17 @@ class JointObjective(nn.Module):
                 loss = loss + self.weights[k] * self.dice_weight * torch.where(noisy[:, k], dice, 0.0)
         return loss
 
-    def _distillation(self, teacher: Tensor, student: Tensor, noisy: Tensor) -> Tensor:
+    def _distillation(self, teacher: Tensor, student: Tensor, state: NoisyState, noisy: Tensor) -> Tensor:
         """What one student learns from its teacher (B,)."""
         dtype = torch.promote_types(student.dtype, torch.float32)
+        times = self.denoiser.group_times(state.x, state.t)
         losses = []
         for k, (group, part) in enumerate(zip(self.denoiser.groups, self.denoiser.slices().values(), strict=True)):
             f, g = teacher[:, part].to(dtype), student[:, part].to(dtype)
-            voxels = self.temperature**2 * voxel_kl(f, g, self.temperature) if group.categorical else (g - f).square()
+            if group.categorical:
+                evidence = self.denoiser.evidence(state.x[:, part].to(dtype), times[:, k])
+                voxels = self.temperature**2 * voxel_kl(f + evidence, g + evidence, self.temperature)
+            else:
+                voxels = (g - f).square()
             losses.append(self.weights[k] * torch.where(noisy[:, k], voxels.flatten(1).mean(1), 0.0))
         return torch.stack(losses).sum(0)
