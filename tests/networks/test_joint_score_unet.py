@@ -75,6 +75,14 @@ def test_it_is_the_denoiser_of_an_unknown_label_given_the_image():
     torch.testing.assert_close(network(image).softmax(1), probability, rtol=1e-5, atol=1e-6)
 
 
+def test_channels_of_the_correlation_widths_follow_those_of_the_classes():
+    network, image = joint(correlations=2), volumes(IMAGE)
+    state = torch.cat([image, torch.zeros(2, CLASSES, *SIZE)], dim=1)
+    whole = network.eval()(state, torch.tensor([0.0, 80.0]))
+    assert whole.shape == (2, IMAGE + CLASSES + 2, *SIZE)
+    torch.testing.assert_close(network(image), whole[:, IMAGE : IMAGE + CLASSES], rtol=1e-5, atol=1e-6)
+
+
 def test_a_joint_state_without_levels_is_refused():
     with pytest.raises(ValueError, match=r"without t it takes an image of 2 channels, got \(2, 5, 5, 6, 9\)"):
         joint()(volumes(IMAGE + CLASSES))

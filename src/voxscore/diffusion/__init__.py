@@ -5,6 +5,7 @@ Read in this order; each file begins with its theory.
     paths           how noise is added: x_t = alpha x_0 + sigma eps
     grids           where a sampler's steps are put
     denoisers       what the clean volume would look like: E[x_0 | x_t], from any network
+    correlation     what noisy labels say of their neighbours
     groups          image and label in one state, each with a noise level of its own
     exact           distributions whose denoiser is known
     samplers        the loop that walks back along a path

@@ -15,7 +15,8 @@ the network gives the logits f of what all the rest says, and Bayes' rule puts t
 
     E[onehot | x_t] = p(class | x_t) = softmax(f + alpha x_t / sigma^2).
 
-So labels become exact as the noise goes, and the network spends nothing on it.
+So labels become exact as the noise goes, and the network spends nothing on it. What the noisy channels of neighbours
+say is known as well once the network tells how far labels are correlated (`correlation`): f is then theirs too.
 
 A continuous group may have a Gaussian of its clean volumes. Its denoiser D_G, which is exact at high noise (see
 `teleportation`) and a Wiener filter at low noise, then takes the place of c_skip x, the network learns what is left,
@@ -37,12 +38,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from voxscore.diffusion.denoisers import Denoiser, coefficients, expand
 from voxscore.diffusion.exact import Gaussian
+from voxscore.diffusion.correlation import neighbours_evidence
 from voxscore.diffusion.paths import Path
 
 __all__ = ["Group", "JointDenoiser", "JointNetDenoiser", "condition", "marginalize"]
+
+# A new network, whose output is about 0, begins with labels that are hardly correlated.
+SMALL = 2.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Group:
         sigma_data: standard deviation of the clean channels, for the preconditioning of a network.
         gaussian: of the clean channels, (channels, *spatial); the volumes must then have its size, unless the group is
             clean.
+        correlation_widths: of a categorical group, w of `correlation`; for each the network says one channel more.
     """
 
     name: str
@@ -63,6 +70,7 @@ class Group:
     categorical: bool = False
     sigma_data: float = 0.5
     gaussian: Gaussian | None = None
+    correlation_widths: Sequence[float] = ()
 
     def weight(self, path: Path, t: Tensor) -> Tensor:
         """1 / c_out^2 at times t, shaped like t: the weight with which every noise level asks as much of the network.
@@ -149,10 +157,11 @@ class JointNetDenoiser(JointDenoiser):
 
     Continuous groups have the preconditioning "edm" of `NetDenoiser`, or that of their Gaussian; the output of a
     categorical group is logits, to which `evidence` is added. The network is called as `net(c_in * x, times, **cond)`
-    with `times` (B, G); the channels of a group with a Gaussian are followed by its estimate.
+    with `times` (B, G); the channels of a group with a Gaussian are followed by its estimate. Its output has the channels
+    of all groups, and then those of their correlation widths.
 
     Args:
-        net: the network; its output is shaped like x.
+        net: the network.
         path: the path of every group.
         groups: in the order of their channels.
         time_map: what the network is told of a time; by default rho, as a `ScoreUNet` wants it.
@@ -200,7 +209,7 @@ class JointNetDenoiser(JointDenoiser):
         """Per group what a tensor that the network made of x means.
 
         Args:
-            f: the network's output, or another head's, shaped like x.
+            f: the network's output, or another head's, (B, C + correlation widths, *spatial).
             x: (B, C, *spatial).
             t: its times.
 
@@ -209,18 +218,24 @@ class JointNetDenoiser(JointDenoiser):
 
         Raises:
             TypeError: f is no tensor.
-            ValueError: as `group_times`, or f is not shaped like x.
+            ValueError: as `group_times`, or f has another shape.
         """
         if not isinstance(f, Tensor):
             raise TypeError(f"JointNetDenoiser: the network must return one tensor, it returned {type(f).__name__}")
-        if f.shape != x.shape:
+        further = [len(group.correlation_widths) for group in self.groups]
+        if f.shape != (x.shape[0], x.shape[1] + sum(further), *x.shape[2:]):
             raise ValueError(f"JointNetDenoiser: the network made {tuple(f.shape)} of a volume {tuple(x.shape)}")
         parts = []
         times = self.group_times(x, t)
+        amplitudes = f[:, x.shape[1] :].split(further, dim=1)
         for k, (group, part) in enumerate(zip(self.groups, self.slices().values(), strict=True)):
             if group.categorical:
                 prior = f[:, part].to(torch.promote_types(f.dtype, torch.float32))
-                parts.append(prior + self.evidence(x[:, part].to(prior), times[:, k]))
+                evidence = self.evidence(x[:, part].to(prior), times[:, k])
+                if group.correlation_widths:
+                    s = softplus(amplitudes[k].to(prior) - SMALL)
+                    prior = prior + neighbours_evidence(prior, evidence, s, group.correlation_widths)
+                parts.append(prior + evidence)
             elif group.gaussian is None:
                 c_skip, c_out, _ = coefficients("edm", self.path, times[:, k], group.sigma_data, x)
                 parts.append(c_skip * x[:, part] + c_out * f[:, part])

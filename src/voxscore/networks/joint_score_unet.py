@@ -39,6 +39,7 @@ class JointScoreUNet(ScoreUNet):
         progressive_input: show coarser levels the averaged input.
         image_estimate: with `t` the image is followed by as many channels, its estimate by a Gaussian (`Group`); of a
             clean image that is the image itself.
+        correlations: how many correlation widths the label's `Group` has; as many channels follow those of the classes.
     """
 
     def __init__(
@@ -55,13 +56,14 @@ class JointScoreUNet(ScoreUNet):
         position: bool = False,
         progressive_input: bool = False,
         image_estimate: bool = False,
+        correlations: int = 0,
     ) -> None:
         both = image_channels + classes
         estimate = image_channels if image_estimate else 0
         super().__init__(
             spatial_dims,
             both + estimate,
-            both,
+            both + correlations,
             channels,
             squeeze_excitation,
             2,
@@ -95,7 +97,7 @@ class JointScoreUNet(ScoreUNet):
         ratio = torch.tensor([0.0, self.ratio_max], device=x.device)
         known = [x, x] if self.image_estimate else [x]
         outputs = super().forward(torch.cat([*known, unknown], dim=1), ratio, cond)
-        part = slice(self.image_channels, None)
+        part = slice(self.image_channels, self.image_channels + self.classes)
         if isinstance(outputs, DeepOutputs):
             return DeepOutputs(
                 outputs.main[:, part],

@@ -15,7 +15,7 @@ as the network's own output F is, and along the decoder and along the encoder th
     sum_{main, decoder} L(F) + w_distillation sum_{students} { w_image |F* - F|^2 (image)
                                                                w_label T^2 KL(p_T(F*) || p_T(F)) (label),
 
-p_T being p(class | x_t) at temperature T, the voxel's own evidence included. The squared difference is that of the
+p_T being p(class | x_t) at temperature T, the evidence of the noisy label included. The squared difference is that of the
 denoised images D = c_skip x + c_out F with the EDM weight, which is 1 / c_out^2. All terms are means over voxels, and
 those of a group count where it is noisy.
 """
@@ -101,15 +101,14 @@ class JointObjective(nn.Module):
 
     def _distillation(self, teacher: Tensor, student: Tensor, state: NoisyState, noisy: Tensor) -> Tensor:
         """What one student learns from its teacher (B,)."""
-        dtype = torch.promote_types(student.dtype, torch.float32)
-        times = self.denoiser.group_times(state.x, state.t)
+        taught = self.denoiser.interpret(teacher, state.x, state.t)
+        learned = self.denoiser.interpret(student, state.x, state.t)
         losses = []
         for k, (group, part) in enumerate(zip(self.denoiser.groups, self.denoiser.slices().values(), strict=True)):
-            f, g = teacher[:, part].to(dtype), student[:, part].to(dtype)
             if group.categorical:
-                evidence = self.denoiser.evidence(state.x[:, part].to(dtype), times[:, k])
-                voxels = self.temperature**2 * voxel_kl(f + evidence, g + evidence, self.temperature)
+                voxels = self.temperature**2 * voxel_kl(taught[k], learned[k], self.temperature)
             else:
-                voxels = (g - f).square()
+                dtype = torch.promote_types(student.dtype, torch.float32)
+                voxels = (student[:, part].to(dtype) - teacher[:, part].to(dtype)).square()
             losses.append(self.weights[k] * torch.where(noisy[:, k], voxels.flatten(1).mean(1), 0.0))
         return torch.stack(losses).sum(0)
