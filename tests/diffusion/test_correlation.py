@@ -1,4 +1,4 @@
-"""What neighbours say of a label is the covariance of labels whose logits are a Gaussian field, to first order in it."""
+"""What neighbours say of a label follows the covariance of labels whose logits are a Gaussian field."""
 
 import pytest
 import torch

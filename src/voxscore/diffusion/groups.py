@@ -40,9 +40,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from voxscore.diffusion.correlation import neighbours_evidence
 from voxscore.diffusion.denoisers import Denoiser, coefficients, expand
 from voxscore.diffusion.exact import Gaussian
-from voxscore.diffusion.correlation import neighbours_evidence
 from voxscore.diffusion.paths import Path
 
 __all__ = ["Group", "JointDenoiser", "JointNetDenoiser", "condition", "marginalize"]
@@ -157,8 +157,8 @@ class JointNetDenoiser(JointDenoiser):
 
     Continuous groups have the preconditioning "edm" of `NetDenoiser`, or that of their Gaussian; the output of a
     categorical group is logits, to which `evidence` is added. The network is called as `net(c_in * x, times, **cond)`
-    with `times` (B, G); the channels of a group with a Gaussian are followed by its estimate. Its output has the channels
-    of all groups, and then those of their correlation widths.
+    with `times` (B, G); the channels of a group with a Gaussian are followed by its estimate. Its output has the
+    channels of all groups, and then those of their correlation widths.
 
     Args:
         net: the network.

@@ -15,9 +15,9 @@ as the network's own output F is, and along the decoder and along the encoder th
     sum_{main, decoder} L(F) + w_distillation sum_{students} { w_image |F* - F|^2 (image)
                                                                w_label T^2 KL(p_T(F*) || p_T(F)) (label),
 
-p_T being p(class | x_t) at temperature T, the evidence of the noisy label included. The squared difference is that of the
-denoised images D = c_skip x + c_out F with the EDM weight, which is 1 / c_out^2. All terms are means over voxels, and
-those of a group count where it is noisy.
+p_T being p(class | x_t) at temperature T, the evidence of the noisy label included. The squared difference is that of
+the denoised images D = c_skip x + c_out F with the EDM weight, which is 1 / c_out^2. All terms are means over voxels,
+and those of a group count where it is noisy.
 """
 
 from __future__ import annotations
