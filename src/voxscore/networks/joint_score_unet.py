@@ -36,7 +36,6 @@ class JointScoreUNet(ScoreUNet):
         cond_features: length of the vector that names a transform of the volume.
         checkpointing: compute the inside of blocks again for backward.
         position: tell the network where a voxel lies.
-        progressive_input: show coarser levels the averaged input.
         image_estimate: with `t` the image is followed by as many channels, its estimate by a Gaussian (`Group`); of a
             clean image that is the image itself.
         correlations: how many correlation widths the label's `Group` has; as many channels follow those of the classes.
@@ -54,7 +53,6 @@ class JointScoreUNet(ScoreUNet):
         cond_features: int = 0,
         checkpointing: bool = False,
         position: bool = False,
-        progressive_input: bool = False,
         image_estimate: bool = False,
         correlations: int = 0,
     ) -> None:
@@ -71,7 +69,6 @@ class JointScoreUNet(ScoreUNet):
             cond_features,
             checkpointing,
             position,
-            progressive_input,
         )
         self.image_channels, self.classes, self.ratio_max = image_channels, classes, ratio_max
         self.image_estimate = image_estimate

@@ -31,7 +31,7 @@ from math import gcd
 from typing import Any
 
 import torch
-from monai.networks.layers.factories import Conv, Pool
+from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -114,8 +114,6 @@ class ScoreUNet(nn.Module):
         cond_features: length of the vector that names a transform of the volume (`cond`), 0 for none.
         checkpointing: in training keep only what enters and leaves a block and compute its inside again for backward.
         position: tell the network where a voxel lies, for volumes that show the same place.
-        progressive_input: add to each coarser level the input averaged over its voxels, in which noise is smaller by
-            the square root of their number (NCSN++, Song et al. 2021): what large structures show at high noise.
 
     Raises:
         ValueError: fewer than two levels (three with `deep_heads`), an unknown gate, `n_times` not in 0 to 2, or
@@ -134,7 +132,6 @@ class ScoreUNet(nn.Module):
         cond_features: int = 0,
         checkpointing: bool = False,
         position: bool = False,
-        progressive_input: bool = False,
     ) -> None:
         super().__init__()
         if len(channels) < 2:
@@ -157,12 +154,6 @@ class ScoreUNet(nn.Module):
         self.stem = convolution(in_channels, channels[0], kernel_size=3, padding=1)
         features = 2 * len(WAVELENGTHS) * spatial_dims
         self.position = convolution(features, channels[0], kernel_size=1, bias=False) if position else None
-        self.progressive = None
-        if progressive_input:
-            self.progressive = nn.ModuleList(
-                convolution(in_channels, c, kernel_size=1, bias=False) for c in channels[1:]
-            )
-        self.pool = Pool[Pool.AVG, spatial_dims](2)
         self.encoder = nn.ModuleList(ResidualBlock(spatial_dims, c, c, squeeze_excitation, embedding) for c in channels)
         self.down = nn.ModuleList(
             convolution(fine, coarse, kernel_size=2, stride=2) for fine, coarse in pairwise(channels)
@@ -211,8 +202,7 @@ class ScoreUNet(nn.Module):
         if self.position is not None:
             h = h + self.position(_position_features(h, crop[1:]))
         for level in range(len(self.encoder)):
-            x = x if self.progressive is None or level == 0 else self.pool(x)
-            h = self._run(self._encode, level, h, x, embedding)
+            h = self._run(self._encode, level, h, embedding)
             encoder.append(h)
         decoder = [h]
         for level in reversed(range(len(self.decoder))):
@@ -223,12 +213,8 @@ class ScoreUNet(nn.Module):
             return output
         return self.deep_heads(output, encoder[-2::-1], decoder[1:])
 
-    def _encode(self, level: int, h: Tensor, x: Tensor, embedding: Tensor | None) -> Tensor:
-        if level:
-            h = self.down[level - 1](h)
-            if self.progressive is not None:
-                h = h + self.progressive[level - 1](x)
-        return self.encoder[level](h, embedding)
+    def _encode(self, level: int, h: Tensor, embedding: Tensor | None) -> Tensor:
+        return self.encoder[level](self.down[level - 1](h) if level else h, embedding)
 
     def _decode(self, level: int, h: Tensor, skip: Tensor, embedding: Tensor | None) -> Tensor:
         return self.decoder[level](torch.cat([self.up[level](h), skip], dim=1), embedding)
