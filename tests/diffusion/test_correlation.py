@@ -42,8 +42,8 @@ def test_white_evidence_keeps_its_variance(dims):
 def test_the_denoiser_bends_as_the_covariance_of_correlated_labels(gain):
     """At high noise sigma^2 dD/dx is Cov(y) = J + J K J: the law of total covariance for u ~ N(f, K), first order."""
     f, s = normal(1, CLASSES, *SIZE), gain**0.5 * normal(1, 2, *SIZE, seed=1).abs()
-    # The network's channel that becomes the amplitude s by softplus(. - 2).
-    raw = 2 + torch.log(torch.expm1(s.clamp(min=1e-30)))
+    # The network's channel that becomes the amplitude s by softplus.
+    raw = torch.log(torch.expm1(s.clamp(min=1e-30)))
     group = Group("label", CLASSES, categorical=True, correlation_widths=WIDTHS)
     joint, sigma = JointNetDenoiser(lambda x, t: torch.cat([f, raw], dim=1), EDM(), [group]), f64(1e7)
     slope = torch.autograd.functional.jacobian(lambda x: joint(x, sigma), sigma * normal(1, CLASSES, *SIZE, seed=2))

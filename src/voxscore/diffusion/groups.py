@@ -47,9 +47,6 @@ from voxscore.diffusion.paths import Path
 
 __all__ = ["Group", "JointDenoiser", "JointNetDenoiser", "condition", "marginalize"]
 
-# A new network, whose output is about 0, begins with labels that are hardly correlated.
-SMALL = 2.0
-
 
 @dataclass(frozen=True)
 class Group:
@@ -233,7 +230,7 @@ class JointNetDenoiser(JointDenoiser):
                 prior = f[:, part].to(torch.promote_types(f.dtype, torch.float32))
                 evidence = self.evidence(x[:, part].to(prior), times[:, k])
                 if group.correlation_widths:
-                    s = softplus(amplitudes[k].to(prior) - SMALL)
+                    s = softplus(amplitudes[k].to(prior))
                     prior = prior + neighbours_evidence(prior, evidence, s, group.correlation_widths)
                 parts.append(prior + evidence)
             elif group.gaussian is None:
