@@ -192,7 +192,10 @@ def test_training_and_inference_agree(bundle):
     plain = [{k: v for k, v in c["network_def"].items() if k not in differ} for c in (train, inference)]
     assert plain[0] == plain[1]
     assert inference["network_def"]["squeeze_excitation"] == train["squeeze_excitation"]
-    for name in ("path", "groups", "image_gaussian"):  # of joint networks
+    # The spread of samples is calibrated after training.
+    groups = [{k: v for k, v in g.items() if k != "correlation_gain"} for g in inference.get("groups", [])]
+    assert groups == train.get("groups", [])
+    for name in ("path", "image_gaussian"):  # of joint networks
         assert inference.get(name) == train.get(name)
     if synthesizes(bundle):
         assert all(size == inference["size"] for size in sizes(train).values())

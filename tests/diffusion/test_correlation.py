@@ -58,6 +58,20 @@ def test_the_denoiser_bends_as_the_covariance_of_correlated_labels(gain):
     assert torch.linalg.eigvalsh((found + found.T) / 2).min() > -1e-6
 
 
+def test_a_gain_is_a_factor_of_the_amplitudes():
+    f, x, s = (normal(1, n, *SIZE, seed=n) for n in (3, 4, 2))
+    plain, louder = (
+        Group("label", CLASSES, categorical=True, correlation_widths=WIDTHS, correlation_gain=gain)
+        for gain in (1.0, 2.5)
+    )
+    raws = [torch.log(torch.expm1(factor * s.abs())) for factor in (2.5, 1.0)]
+    ends = [
+        JointNetDenoiser(lambda x, t, raw=raw: torch.cat([f, raw], dim=1), EDM(), [group])(x[:, :CLASSES], f64(1.0))
+        for raw, group in zip(raws, (plain, louder), strict=True)
+    ]
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-10, atol=1e-12)
+
+
 def test_two_voxels_that_share_their_logits_know_both_evidences():
     """A very wide kernel makes all voxels one; the step from f is Laplace's, exact to first order in K."""
     f, x = torch.zeros(1, 2, 2, dtype=torch.float64), f64([[[3.0, -1.0], [-3.0, 1.0]]])

@@ -60,6 +60,8 @@ class Group:
         gaussian: of the clean channels, (channels, *spatial); the volumes must then have its size, unless the group is
             clean.
         correlation_widths: of a categorical group, w of `correlation`; for each the network says one channel more.
+        correlation_gain: factor of the amplitudes, by which the spread of samples is calibrated after training, as
+            logits are by a temperature (Guo et al., ICML 2017). What one evaluation says of pure noise stays.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Group:
     sigma_data: float = 0.5
     gaussian: Gaussian | None = None
     correlation_widths: Sequence[float] = ()
+    correlation_gain: float = 1.0
 
     def weight(self, path: Path, t: Tensor) -> Tensor:
         """1 / c_out^2 at times t, shaped like t: the weight with which every noise level asks as much of the network.
@@ -230,7 +233,7 @@ class JointNetDenoiser(JointDenoiser):
                 prior = f[:, part].to(torch.promote_types(f.dtype, torch.float32))
                 evidence = self.evidence(x[:, part].to(prior), times[:, k])
                 if group.correlation_widths:
-                    s = softplus(amplitudes[k].to(prior))
+                    s = group.correlation_gain * softplus(amplitudes[k].to(prior))
                     prior = prior + neighbours_evidence(prior, evidence, s, group.correlation_widths)
                 parts.append(prior + evidence)
             elif group.gaussian is None:
