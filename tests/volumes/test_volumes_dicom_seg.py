@@ -7,7 +7,7 @@ from pydicom import dcmread
 from pydicom.uid import generate_uid
 
 from voxscore.errors import UserError
-from voxscore.volumes import Label, read_volume, write_dicom_seg
+from voxscore.volumes import Label, read_volume, write_dicom_mr, write_dicom_seg
 
 
 def decode(path, volume):
@@ -62,6 +62,19 @@ def test_geometry_is_that_of_the_source(save_series, voxels, labelmap, labels, t
     assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == source.ImageOrientationPatient
     assert shared.PixelMeasuresSequence[0].PixelSpacing == source.PixelSpacing
     assert (seg.Columns, seg.Rows) == volume.array.shape[:2]
+
+
+def test_a_segmentation_of_synthetic_images_says_so(save_series, voxels, labelmap, labels, tmp_path):
+    write_dicom_mr(
+        np.abs(voxels).astype(np.float32), read_volume(save_series(voxels)).affine, tmp_path / "made", "s", "x"
+    )
+    for folder in ("made", "series"):
+        volume = read_volume(tmp_path / folder)
+        write_dicom_seg(labelmap, volume, tmp_path / f"{folder}.dcm", labels)
+        seg, source = dcmread(tmp_path / f"{folder}.dcm"), dcmread(volume.header[0])
+        for keyword in ("SyntheticData", "PatientIdentityRemoved", "DeidentificationMethod"):
+            assert seg.get(keyword) == source.get(keyword)
+        assert (seg.get("SyntheticData") == "YES") == (folder == "made")
 
 
 def test_sources_without_optional_attributes(save_series, voxels, labelmap, labels, tmp_path):

@@ -26,6 +26,8 @@ _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
 )
+# What images say of their origin holds for their segmentation.
+_INHERITED = ("SyntheticData", "PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence")
 
 
 def write_dicom_seg(
@@ -128,6 +130,9 @@ def write_dicom_seg(
                 "its DICOM headers lack what a DICOM SEG must refer to",
                 "write .nii.gz or .nrrd instead, or export the series again",
             ) from error
+        for keyword in _INHERITED:
+            if keyword in sources[0]:
+                setattr(segmentation, keyword, sources[0].get(keyword))
         segmentation.save_as(partial)
 
 
