@@ -62,7 +62,7 @@ def tiny_synthesis(tmp_path_factory):
     root = tmp_path_factory.mktemp("bundles") / "tiny_synthesis"
     shutil.copytree(find_bundle("hippocampus_synthesis").root, root, ignore=shutil.ignore_patterns("models"))
     config = json.loads((root / "configs/inference.json").read_text())
-    config["network_def"]["channels"] = [8, 8, 8]
+    config["network_def"] |= {"channels": [8, 8, 8], "correlations": len(config["correlation_widths"])}
     config |= {"size": [20, 24, 20], "field_of_view": [12, 20, 14], "steps": 4}
     for inferer in ("inferer", "conditional"):
         config[inferer]["full_precision"] = True
