@@ -6,7 +6,8 @@
 Prints, for the held-out cases that the bundle's metadata names: Dice of one evaluation and of N samples, paired
 difference, expected calibration error of both over voxels within 3 of the predicted foreground, how often the true
 volume of a structure lies in its interval, and z, the root mean square of (true - mean) / SD of the samples' volumes,
-1 if the spread is right. Means with bootstrap 95 % intervals over cases; coverage with Wilson's.
+1 if the spread is right. Then how rough the true labels are, those of one evaluation and the samples. Means with
+bootstrap 95 % intervals over cases; coverage with Wilson's.
 
 With `--training-cases`, every twelfth case of the training set instead: that is where `correlation_gain` of the
 bundle's inference.json was set so that z is about 1.
@@ -23,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from synthesis import roughness
 
 from voxscore.bundles import find_bundle
 from voxscore.evaluation import (
@@ -71,6 +73,7 @@ def main() -> None:
     truths: dict[str, list[float]] = {name: [] for name in names.values()}
     intervals: dict[str, list[tuple[float, float]]] = {name: [] for name in names.values()}
     errors: dict[str, list[float]] = {name: [] for name in names.values()}
+    rough: dict[str, list[float]] = {"true labels": [], ways[0]: [], "samples": []}
     seconds = {way: 0.0 for way in ways}
     level = float("nan")
     for case in track(cases, "cases", console=Console(stderr=True)):
@@ -88,6 +91,9 @@ def main() -> None:
                 shares = class_shares(drawn.samples[:n], len(names) + 1)
                 results[way] = (shares.argmax(0).astype(np.uint8), shares)
             level = drawn.level
+            rough["true labels"].append(roughness(truth.array))
+            rough[ways[0]].append(roughness(found.labels))
+            rough["samples"].append(float(np.mean([roughness(labels) for labels in drawn.samples])))
             volumes = [label_volumes(labels, image.affine, names) for labels in drawn.samples]
             for name, v in label_volumes(truth.array, truth.affine, names).items():
                 truths[name].append(v)
@@ -122,6 +128,7 @@ def main() -> None:
             f"{coverage.n} true volumes; mean width {np.mean(high - low):.3f} mL of {np.mean(truths[name]):.3f} mL; "
             f"z = {np.sqrt(np.mean(np.square(errors[name]))):.2f}"
         )
+    print("roughness:", ", ".join(f"{name} {np.mean(values):.2f}" for name, values in rough.items()))
     if arguments.picture:
         table_of = calibration[ways[-1]].result().top_label
         reliability_diagram(table_of, f"{bundle.name}, {arguments.samples} samples").save(arguments.picture)
