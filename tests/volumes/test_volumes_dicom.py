@@ -122,7 +122,7 @@ def test_volume_files_beside_dicom(save_series, voxels):
     assert find_volumes(folder, "3") == [folder]
 
 
-def refused(folder, fault):
+def assert_refused(folder, fault):
     with pytest.raises(UserError, match=fault) as caught:
         read_volume(folder)
     message = str(caught.value)
@@ -141,20 +141,20 @@ def remove(folder, *wanted):
 def test_missing_slice(save_series, voxels):
     folder = save_series(voxels)
     remove(folder, 3)
-    refused(folder, r"1 gap among 4 slices 3\.30 mm apart, between slices 2 and 3 \(6\.60 mm\)")
+    assert_refused(folder, r"1 gap among 4 slices 3\.30 mm apart, between slices 2 and 3 \(6\.60 mm\)")
 
 
 def test_missing_slices_in_two_places(save_series):
     folder = save_series(np.random.default_rng(0).integers(0, 99, (4, 5, 12)))
     remove(folder, 3, 4, 9)
-    refused(folder, r"2 gaps .* between slices 2 and 3 \(9\.90 mm\), 6 and 7 \(6\.60 mm\)")
+    assert_refused(folder, r"2 gaps .* between slices 2 and 3 \(9\.90 mm\), 6 and 7 \(6\.60 mm\)")
 
 
 def test_two_phases(save_series, voxels):
     uid = generate_uid()
     folder = save_series(voxels, uid=uid)
     save_series(voxels + 1, folder="series/second", uid=uid)
-    refused(folder, "10 images lie at only 5 positions")
+    assert_refused(folder, "10 images lie at only 5 positions")
 
 
 def _set(keyword, value, slices=(2,)):
@@ -205,31 +205,31 @@ def _color(slice_, k):
     ],
 )
 def test_slices_that_are_no_volume(save_series, voxels, change, fault):
-    refused(save_series(voxels, change=change), fault)
+    assert_refused(save_series(voxels, change=change), fault)
 
 
 def test_constant_series(save_series):
-    refused(save_series(np.ones((4, 5, 6))), "same value")
+    assert_refused(save_series(np.ones((4, 5, 6))), "same value")
 
 
 def test_single_slice(save_series, voxels):
     folder = save_series(voxels[:, :, :1])
-    refused(folder, "single 2-D")
-    refused(next(folder.iterdir()), "single 2-D")
+    assert_refused(folder, "single 2-D")
+    assert_refused(next(folder.iterdir()), "single 2-D")
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\0" * 128 + b"DICM" + b"\xff" * 60])
 def test_damaged_member(save_series, voxels, content):
     folder = save_series(voxels)
     (folder / "IM999.dcm").write_bytes(content)
-    refused(folder, r"IM999\.dcm")
+    assert_refused(folder, r"IM999\.dcm")
 
 
 def test_truncated_member(save_series, voxels):
     folder = save_series(voxels)
     path = read_volume(folder).header[-1]
     path.write_bytes(path.read_bytes()[:-20])
-    refused(folder, "damaged")
+    assert_refused(folder, "damaged")
 
 
 def test_segmentations_are_not_images(save_series, voxels, tmp_path):
@@ -237,7 +237,7 @@ def test_segmentations_are_not_images(save_series, voxels, tmp_path):
     other = save_series(voxels, folder="study/b", change=lambda s, k: setattr(s, "Modality", "SEG"))
     assert read_volume(tmp_path / "study").array.shape == voxels.shape
     shutil.rmtree(folder)
-    refused(tmp_path / "study", "no DICOM images")
+    assert_refused(tmp_path / "study", "no DICOM images")
     assert other.exists()
 
 
@@ -255,7 +255,7 @@ def test_no_decoder(save_series, voxels, monkeypatch):
 
     folder = save_series(voxels, change=pretend)
     monkeypatch.setattr("pydicom.pixels.decoders.base.Decoder.is_available", False)
-    refused(folder, "no decoder for its compression .JPEG 2000")
+    assert_refused(folder, "no decoder for its compression .JPEG 2000")
 
 
 def test_multiframe(save_series, voxels, tmp_path):
