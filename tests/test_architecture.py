@@ -17,7 +17,7 @@ ALLOWED = {
     "diffusion": set(),
     "measurement": set(),
     "volumes": set(),
-    "transforms": {"volumes"},
+    "transforms": {"measurement", "volumes"},
     "bundles": {"volumes"},
     "inferers": {"networks", "diffusion"},
     "evaluation": set(),

@@ -90,8 +90,7 @@ def espirit_maps(
         g = g.flatten(2).permute(2, 0, 1).contiguous()
         v = _unit(start[:, x].flatten(1).T[..., None])
         for _ in range(POWER_ITERATIONS):
-            v = g @ v
-        v = _unit(v)
+            v = _unit(g @ v)
         maps[:, x] = v[..., 0].T.reshape(maps[:, x].shape)
         values[x] = (v.conj() * (g @ v)).sum(1).real.reshape(values[x].shape)
     return _referenced(maps, calibration) * (values > crop)

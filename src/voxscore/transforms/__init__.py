@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from voxscore.transforms.kspace import Kspace, LoadKspace, LoadKspaceD, LoadKspaced, LoadKspaceDict
 from voxscore.transforms.load import LoadVolume, LoadVolumeD, LoadVolumed, LoadVolumeDict
 
-__all__ = ["LoadVolume", "LoadVolumeD", "LoadVolumeDict", "LoadVolumed"]
+__all__ = [
+    "Kspace",
+    "LoadKspace",
+    "LoadKspaceD",
+    "LoadKspaceDict",
+    "LoadKspaced",
+    "LoadVolume",
+    "LoadVolumeD",
+    "LoadVolumeDict",
+    "LoadVolumed",
+]
