@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from voxscore import diffusion as diffusion
     from voxscore import evaluation as evaluation
     from voxscore import inferers as inferers
+    from voxscore import measured as measured
+    from voxscore import measurement as measurement
     from voxscore import networks as networks
+    from voxscore import reconstruction as reconstruction
     from voxscore import segmentation as segmentation
     from voxscore import synthesis as synthesis
     from voxscore import training as training
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from voxscore.bundles import find_bundle
     from voxscore.errors import UserError
     from voxscore.networks import ScoreUNet
+    from voxscore.reconstruction import Reconstructor
     from voxscore.segmentation import Segmenter
     from voxscore.synthesis import Synthesizer
     from voxscore.volumes import read_volume, write_volume
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
+    "Reconstructor": "reconstruction",
     "ScoreUNet": "networks",
     "Segmenter": "segmentation",
     "Synthesizer": "synthesis",
@@ -43,7 +48,10 @@ _MODULES = {
     "diffusion",
     "evaluation",
     "inferers",
+    "measured",
+    "measurement",
     "networks",
+    "reconstruction",
     "segmentation",
     "synthesis",
     "training",
@@ -52,6 +60,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "Reconstructor",
     "ScoreUNet",
     "Segmenter",
     "Synthesizer",

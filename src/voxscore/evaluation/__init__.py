@@ -1,6 +1,7 @@
 """What a result is worth: how right, how sure, how real and how varied it is, and the pages a person reads.
 
     overlap         Dice, surface distances and volume errors of a segmentation
+    fidelity        PSNR, SSIM and error of a volume against the one it should be
     calibration     is 90 % right nine times in ten? intervals for a volume
     distribution    do synthetic volumes have the distribution of the real ones? Frechet distance, MMD
     diversity       how many different ones are there? Vendi score, MS-SSIM
@@ -9,6 +10,7 @@
     contact_sheets  ... of many cases, to see a set at a glance
     plots           reliability diagram, distributions real against synthetic
     report          a page to keep
+    reconstructions ... and the sheet and page of a reconstruction
 
 The public names are loaded on first use, because scores need MONAI, whose import takes seconds, while a
 picture or a report needs neither MONAI nor torch.
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
         vendi_score,
         vendi_score_of_kernel,
     )
+    from voxscore.evaluation.fidelity import Fidelity, score_volume
     from voxscore.evaluation.kernels import Kernel, PolynomialKernel, RBFKernel, median_distance
     from voxscore.evaluation.overlap import (
         Estimate,
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     )
     from voxscore.evaluation.pictures import contour_sheet, montage
     from voxscore.evaluation.plots import Population, distribution_sheet, reliability_diagram
+    from voxscore.evaluation.reconstructions import reconstruction_report, reconstruction_sheet
     from voxscore.evaluation.report import ReportItem, segmentation_report
 
 __all__ = [
@@ -68,6 +72,7 @@ __all__ = [
     "Coverage",
     "Estimate",
     "FeatureDistanceMetric",
+    "Fidelity",
     "Kernel",
     "LabelScore",
     "LabelSummary",
@@ -94,8 +99,11 @@ __all__ = [
     "montage",
     "ms_ssim_diversity",
     "paired_difference",
+    "reconstruction_report",
+    "reconstruction_sheet",
     "reliability_diagram",
     "score_labels",
+    "score_volume",
     "segmentation_features",
     "segmentation_report",
     "summary",
@@ -110,8 +118,10 @@ _MODULES = (
     "pictures",
     "contact_sheets",
     "report",
+    "reconstructions",
     "plots",
     "overlap",
+    "fidelity",
     "kernels",
     "calibration",
     "distribution",

@@ -65,6 +65,7 @@ section { margin: 0 0 1.5rem; padding: 1.25rem; background: var(--card); border:
 .pictures { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1rem; }
 .pictures img { flex: 1 1 30rem; width: auto; min-width: 0; object-fit: contain; }
 img { display: block; width: 100%; max-width: 46rem; height: auto; border-radius: .35rem; }
+.sheet img { max-width: none; }
 .tables { overflow-x: auto; }
 table { border-collapse: collapse; margin: 1rem 0 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem 1.5rem .3rem 0; text-align: left; border-bottom: 1px solid var(--line); }
