@@ -3,7 +3,6 @@
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.inferers import sliding_window_inference
 
 from voxscore.inferers import FastInferer, FittedWindowInferer
 from voxscore.networks import DeepOutputs, ScoreUNet
@@ -35,11 +34,12 @@ def test_an_image_that_fits_is_one_evaluation_at_its_own_size(size):
 
 def test_a_larger_image_slides_along_the_long_axes_only():
     network, x = Recorded(), torch.randn(1, 1, 30, 10, 20)
+    network.network = torch.nn.Conv3d(1, 2, 3, padding=1)
     with torch.no_grad():
         y = FittedWindowInferer((16, 16, 16), overlap=0.25, full_precision=True)(x, network)
-        plain = sliding_window_inference(x, (16, 10, 16), 1, network.network, overlap=0.25, mode="gaussian")
     assert {seen.shape[2:] for seen in network.seen} == {(16, 10, 16)}
-    torch.testing.assert_close(y, plain)
+    # The edges of a window, where the network sees padding, count for next to nothing.
+    torch.testing.assert_close(y, network.network(x).detach(), rtol=0, atol=1e-3)
 
 
 def test_plain_tensors_go_in_and_metadata_comes_out():

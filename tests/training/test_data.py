@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from voxscore.errors import UserError
-from voxscore.training import datalist, fingerprint, kfold, split
+from voxscore.training import datalist, fingerprint, kfold, split, subject_volumes
 
 
 def test_folds_are_scikit_learns():
@@ -77,3 +77,25 @@ def test_bad_folds_teach(dataset):
         split(datalist(dataset), 5)
     with pytest.raises(UserError, match="needs 5 cases"):
         split(datalist(dataset)[:3], 0)
+
+
+def subjects(dataset, root):
+    for subject, names in {"p1": ("T1", "T2"), "p2": ("T1", "mask")}.items():
+        (root / "brains" / subject).mkdir(parents=True)
+        for name in names:
+            shutil.copy(dataset / "images/case_00.nii.gz", root / "brains" / subject / f"{name}.nii.gz")
+    return root
+
+
+def test_a_subject_is_trained_on_or_kept_out(dataset, tmp_path):
+    train, validation = subject_volumes(subjects(dataset, tmp_path), ["brains/*/T*.nii.gz"], ["p2"])
+    assert [case["name"] for case in train] == ["p1/T1", "p1/T2"]
+    assert [case["name"] for case in validation] == ["p2/T1"]
+    assert fingerprint(train)["cases"] == 2
+    assert fingerprint(train)["sha256"] != fingerprint(validation)["sha256"]
+
+
+@pytest.mark.parametrize(("pattern", "held_out"), [("brains/*/T*.nii.gz", "p3"), ("brains/p2/*", "p2"), ("no/*", "p2")])
+def test_there_must_be_volumes_on_both_sides(dataset, tmp_path, pattern, held_out):
+    with pytest.raises(UserError, match="volumes to train on"):
+        subject_volumes(subjects(dataset, tmp_path), [pattern], [held_out])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from voxscore.inferers.reconstruction import DenoisingInferer, ReconstructionInferer
 from voxscore.inferers.sampling import SamplerInferer, checkpoint_denoiser, unet_denoiser, volume_seed
 from voxscore.inferers.schedulers import DDIMScheduler, DDPMScheduler, PNDMScheduler, RFlowScheduler
 from voxscore.inferers.windows import FastInferer, FittedWindowInferer
@@ -9,10 +10,12 @@ from voxscore.inferers.windows import FastInferer, FittedWindowInferer
 __all__ = [
     "DDIMScheduler",
     "DDPMScheduler",
+    "DenoisingInferer",
     "FastInferer",
     "FittedWindowInferer",
     "PNDMScheduler",
     "RFlowScheduler",
+    "ReconstructionInferer",
     "SamplerInferer",
     "checkpoint_denoiser",
     "unet_denoiser",

@@ -13,7 +13,7 @@ import numpy as np
 from voxscore.errors import UserError
 from voxscore.volumes import VOLUME_SUFFIXES, base_name, read_volume, volume_suffix
 
-__all__ = ["datalist", "fingerprint", "kfold", "split"]
+__all__ = ["datalist", "fingerprint", "kfold", "split", "subject_volumes"]
 
 Case = dict[str, str]
 
@@ -87,6 +87,35 @@ def split(cases: Sequence[Case], fold: int | None, n_folds: int = 5) -> tuple[li
     return train, [case for i, case in enumerate(cases) if i in held_out]
 
 
+def subject_volumes(
+    dataset_dir: str | Path, patterns: Sequence[str], held_out: Sequence[str]
+) -> tuple[list[Case], list[Case]]:
+    """Volumes without labels, of which each folder holds those of one subject; some subjects are kept out.
+
+    Args:
+        dataset_dir: the folder that the patterns begin in.
+        patterns: of the volumes, for instance `brain/*/T*.nii.gz`.
+        held_out: names of the subjects' folders that are not trained on.
+
+    Returns:
+        Training and validation volumes, one `{"image": path, "name": subject/base name}` each, sorted by path.
+
+    Raises:
+        UserError: no such folder, or no volume to train on or to validate on.
+    """
+    root = Path(dataset_dir)
+    if not root.is_dir():
+        raise UserError(root, "is not a folder", f"name the folder that holds {', '.join(patterns)}")
+    paths = sorted({p for pattern in patterns for p in root.glob(pattern) if volume_suffix(p)})
+    cases = [({"image": str(p), "name": f"{p.parent.name}/{base_name(p)}"}, p.parent.name) for p in paths]
+    train = [case for case, subject in cases if subject not in held_out]
+    validation = [case for case, subject in cases if subject in held_out]
+    if not train or not validation:
+        fault = f"holds {len(train)} volumes to train on and {len(validation)} of {', '.join(held_out)}"
+        raise UserError(root, fault, f"put volumes in {', '.join(patterns)}")
+    return train, validation
+
+
 def fingerprint(cases: Sequence[Case]) -> dict[str, Any]:
     """What was trained on, in a form that can be compared: content hash, shapes and spacings, never names.
 
@@ -98,6 +127,8 @@ def fingerprint(cases: Sequence[Case]) -> dict[str, Any]:
     shapes, spacings = [], []
     for case in cases:
         for key in ("image", "label"):
+            if key not in case:
+                continue
             digest.update(Path(case[key]).read_bytes())
         volume = read_volume(case["image"])
         shapes.append(volume.array.shape)

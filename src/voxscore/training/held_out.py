@@ -1,4 +1,4 @@
-"""Watching a joint denoiser while it trains: does it still learn, or does it begin to copy?
+"""Watching a denoiser while it trains: does it still learn, or does it begin to copy?
 
 On volumes it was not trained on the denoising loss falls and then rises again, while on its training volumes it only
 falls. At every validation `HeldOutMonitor` measures both at fixed noise levels with fixed noise. The gap between them
@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from monai.data import Dataset
 from torch import Tensor
 
-from voxscore.diffusion import EarlyStopping, HeldOutLoss, JointNetDenoiser
+from voxscore.diffusion import Denoiser, EarlyStopping, HeldOutLoss
 from voxscore.networks.precision import fast_dtype
 
 __all__ = ["HeldOutMonitor"]
@@ -29,8 +29,8 @@ class HeldOutMonitor:
 
     Args:
         evaluator: the validation engine, whose metrics `History` notes.
-        denoiser: with the averaged network inside; it is told the same time for all groups.
-        held_out: volumes not trained on, items with a joint state `image` (C, *spatial).
+        denoiser: with the averaged network inside; a joint one is told the same time for all groups.
+        held_out: volumes not trained on, items with an `image` (a joint state, for a joint denoiser) (C, *spatial).
         training: as many of the training volumes, prepared the same way.
         times: the noise levels.
         patience: validations in a row without a smaller held-out loss before training ends.
@@ -40,7 +40,7 @@ class HeldOutMonitor:
     def __init__(
         self,
         evaluator: Engine,
-        denoiser: JointNetDenoiser,
+        denoiser: Denoiser,
         held_out: Dataset,
         training: Dataset,
         times: Sequence[float],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from voxscore.transforms.kspace import Kspace, LoadKspace, LoadKspaceD, LoadKspaced, LoadKspaceDict
 from voxscore.transforms.load import LoadVolume, LoadVolumeD, LoadVolumed, LoadVolumeDict
+from voxscore.transforms.slices import RandThickSlicesD, RandThickSlicesd, RandThickSlicesDict
 
 __all__ = [
     "Kspace",
@@ -15,4 +16,7 @@ __all__ = [
     "LoadVolumeD",
     "LoadVolumeDict",
     "LoadVolumed",
+    "RandThickSlicesD",
+    "RandThickSlicesDict",
+    "RandThickSlicesd",
 ]
