@@ -20,6 +20,16 @@ maps, which are close to it.
 An eigenvector has no phase of its own. Here it gets the one at which the sum of the coils, weighted as their first
 principal component in the middle of k-space weights them, is real; `absorb_phase` then adds the phase of the image.
 
+That phase is read off the complex image m which the scan and the maps give by conjugate gradient, all of k-space used.
+Of m blurred by a Gaussian G it is not: where |m| changes, G weighs one side more than the other, and a phase of slope g
+comes out wrong by g times the distance of their centroid. So the phase found is taken away from m, and what is left,
+of a smaller slope, is blurred and added in turn:
+
+    phi <- phi + arg(G * (m exp(-i phi))),        which rests where nothing smooth is left.
+
+The blur is a low pass, so neither aliasing nor the missing half of a partial Fourier scan takes part; and unlike one
+made by cutting k-space it does not reach around the edges of the field of view.
+
 In 3-D patches are 4 wide rather than 6, for the number of directions grows with the patch: 12 coils make vectors of
 768 then, else of 2592. More than about 12 coils are best compressed first.
 
@@ -43,11 +53,14 @@ from torch import Tensor
 
 from voxscore.errors import UserError
 from voxscore.measurement.fourier import centered_ifft
-from voxscore.measurement.mri import root_sum_of_squares
+from voxscore.measurement.mri import CartesianMRI, root_sum_of_squares
+from voxscore.measurement.resolution import Blur
 
 __all__ = ["absorb_phase", "coil_compression", "espirit_maps", "estimate_noise_std", "low_resolution_maps"]
 
 POWER_ITERATIONS = 15
+IMAGE_ITERATIONS = 5
+PHASE_PASSES = 4
 
 
 def espirit_maps(
@@ -117,27 +130,31 @@ def low_resolution_maps(kspace: Tensor, mask: Tensor, size: int = 24) -> Tensor:
     )
 
 
-def absorb_phase(maps: Tensor, kspace: Tensor, mask: Tensor, size: int = 24) -> Tensor:
+def absorb_phase(maps: Tensor, kspace: Tensor, mask: Tensor, fwhm: float = 6.0) -> Tensor:
     """Maps that hold the phase of the image, too, so that the image they leave to be found is real.
 
-    The phase is that of the low-resolution image sum_c conj(S_c) m_c: right where the image's phase is smooth, as it
-    is but for flow, fat and the neighbourhood of air.
+    The phase is taken to be smooth over `fwhm` voxels, as it is but for flow, fat and the neighbourhood of air.
 
     Args:
         maps: (coils, *spatial), complex.
         kspace: (coils, *spatial) of one scan, complex.
         mask: where it is measured, boolean, broadcasts to *spatial.
-        size: largest width of the calibration region.
+        fwhm: full width at half maximum of the Gaussian over which the phase is averaged, voxels.
 
     Returns:
         (coils, *spatial), the maps times exp(i phase).
 
     Raises:
-        UserError: the mask does not fit, or the middle of k-space is not measured.
+        UserError: the mask or the maps do not fit.
     """
-    images = _image(_calibration(kspace, mask, size), kspace.shape[1:])
-    m = (maps.conj() * images).sum(0)
-    return maps * torch.polar(torch.ones_like(m.real), m.angle())
+    _check_mask(mask, kspace.shape[1:])
+    m = _complex_image(CartesianMRI(mask.to(kspace.device), maps, channels=2), kspace)
+    blur = Blur(m.shape, fwhm)
+    for _ in range(PHASE_PASSES):
+        parts = blur(torch.stack([m.real, m.imag])[None])[0]
+        turn = torch.polar(torch.ones_like(parts[0]), torch.atan2(parts[1], parts[0]))
+        m, maps = m * turn.conj(), maps * turn
+    return maps
 
 
 def estimate_noise_std(kspace: Tensor, mask: Tensor) -> float:
@@ -241,6 +258,23 @@ def _image(calibration: Tensor, spatial: Sequence[int]) -> Tensor:
     kspace = calibration.new_zeros(len(calibration), *spatial)
     kspace[(slice(None), *(_middle(n, width) for n, width in zip(spatial, box, strict=True)))] = windowed
     return centered_ifft(kspace, len(box))
+
+
+def _complex_image(operator: CartesianMRI, kspace: Tensor) -> Tensor:
+    """The image (*spatial), complex, by a few steps of conjugate gradient on |A m - y|^2."""
+    b = operator.adjoint(kspace[None])
+    x, r, p = torch.zeros_like(b), b, b
+    squared = first = r.square().sum()
+    for _ in range(IMAGE_ITERATIONS):
+        # One coil is done after the first step, and from rounding errors there is nothing to learn.
+        if squared <= 1e-10 * first:
+            break
+        q = operator.normal(p)
+        step = squared / (p * q).sum()
+        x, r = x + step * p, r - step * q
+        before, squared = squared, r.square().sum()
+        p = r + squared / before * p
+    return torch.complex(x[0, 0], x[0, 1])
 
 
 def _kernel(calibration: Tensor, k: int, threshold: float) -> Tensor:

@@ -45,6 +45,11 @@ class Kspace(NamedTuple):
     maps: Tensor
     noise_std: Tensor
 
+    def store(self, data: dict[Hashable, Any], key: Hashable) -> None:
+        """Put the image under a key and the other parts under `<key>_kspace`, `<key>_mask` and so on."""
+        data[key] = self.image
+        data.update({f"{key}_{name}": part for name, part in self._asdict().items() if name != "image"})
+
 
 class LoadKspace(Transform):
     """The path of raw data, or `RawData` read before, to a `Kspace`.
@@ -125,11 +130,7 @@ class LoadKspaced(MapTransform):
         """Load each key's scan."""
         d = dict(data)
         for key in self.key_iterator(d):
-            loaded = self.load(d[key])
-            d[key] = loaded.image
-            for name, part in loaded._asdict().items():
-                if name != "image":
-                    d[f"{key}_{name}"] = part
+            self.load(d[key]).store(d, key)
         return d
 
 
