@@ -21,9 +21,12 @@ from safetensors.torch import load_file
 from voxscore.bundles import find_bundle, installed_bundles
 from voxscore.errors import UserError
 from voxscore.inferers import volume_seed
+from voxscore.measured import read_measurement
+from voxscore.measurement import CartesianMRI, gaussian_noise, simulate_maps
+from voxscore.reconstruction import Reconstructor
 from voxscore.segmentation import Segmenter
 from voxscore.synthesis import Synthesizer
-from voxscore.volumes import read_volume
+from voxscore.volumes import make_raw, read_volume, write_raw
 
 # MONAI's commands warn about their own futures (torch.jit, configuration execution); our code is held to
 # "warnings are errors" by its own tests.
@@ -47,7 +50,7 @@ METADATA = {
     "required": [
         *("schema", "version", "changelog", "monai_version", "pytorch_version", "numpy_version"),
         *("required_packages_version", "task", "description", "authors", "copyright", "network_data_format"),
-        *("intended_use", "data_source", "labels", "weights_sha256", "field_of_view_mm", "eval_metrics"),
+        *("intended_use", "data_source", "weights_sha256", "eval_metrics"),
     ],
     "properties": {
         "version": {"type": "string", "pattern": r"^\d+\.\d+\.\d+$"},
@@ -80,6 +83,9 @@ METADATA = {
     },
 }
 
+# What voxscore's own inference of label maps needs besides.
+LABELLED = {"required": ["labels", "field_of_view_mm"]}
+
 CPU = torch.device("cpu")
 
 
@@ -95,6 +101,19 @@ def synthesizes(bundle):
     return "conditional" in config(bundle, "inference")
 
 
+def reconstructs(bundle):
+    return "method" in config(bundle, "inference")
+
+
+def labels(bundle):
+    return {} if reconstructs(bundle) else bundle.labels
+
+
+def opened(bundle):
+    """The bundle as voxscore's commands load it."""
+    return (Reconstructor if reconstructs(bundle) else Synthesizer if synthesizes(bundle) else Segmenter)(bundle, CPU)
+
+
 def trainer(bundle):
     """The bundle whose train.json made the weights: that which holds the file, if another links to it."""
     return find_bundle((bundle.root / "models/model.pt").resolve().parents[1])
@@ -107,9 +126,27 @@ def sizes(train):
         for name in train
         if name.endswith("_transforms")
         for i, transform in enumerate(train[name])
-        for key in ("spatial_size", "roi_size")
+        for key in ("spatial_size", "roi_size", "size")
         if key in transform
     }
+
+
+@pytest.fixture
+def brains(dataset, tmp_path):
+    """A folder of volumes of two subjects, of which one is kept out of training."""
+    for i, subject in enumerate(("subject", "patient07")):
+        (tmp_path / "brains" / subject).mkdir(parents=True)
+        for k in range(4):
+            shutil.copy(dataset / f"images/case_{4 * i + k:02d}.nii.gz", tmp_path / "brains" / subject / f"T{k}.nii.gz")
+    return tmp_path / "brains"
+
+
+@pytest.fixture
+def training_data(bundle, dataset, brains):
+    """What a train.json is told of its data."""
+    if reconstructs(bundle):
+        return {"dataset_dir": str(brains), "volumes": ["*/T*.nii.gz"]}
+    return {"dataset_dir": str(dataset)}
 
 
 def each(bundles):
@@ -118,7 +155,8 @@ def each(bundles):
 
 every_bundle = each(BUNDLES)
 those_that_train = each([b for b in BUNDLES if has(b, "train")])
-those_that_segment = each([b for b in BUNDLES if not synthesizes(b)])
+those_that_segment = each([b for b in BUNDLES if not synthesizes(b) and not reconstructs(b)])
+those_that_reconstruct = each([b for b in BUNDLES if reconstructs(b)])
 those_that_synthesize = each([b for b in BUNDLES if synthesizes(b)])
 
 
@@ -165,11 +203,11 @@ def test_links_are_ones_that_a_wheel_can_follow():
 
 @every_bundle
 def test_metadata(bundle):
-    jsonschema.validate(bundle.metadata, METADATA)
+    jsonschema.validate(bundle.metadata, METADATA if reconstructs(bundle) else METADATA | {"allOf": [LABELLED]})
     assert bundle.version in bundle.metadata["changelog"]
     classes = bundle.metadata["network_data_format"]["outputs"]["pred"]
     assert len(classes["channel_def"]) == classes["num_channels"]
-    assert {str(v): label.name for v, label in bundle.labels.items()} == {
+    assert {str(v): label.name for v, label in labels(bundle).items()} == {
         k: v for k, v in classes["channel_def"].items() if k != "0"
     }
 
@@ -197,6 +235,13 @@ def test_training_and_inference_agree(bundle):
     assert groups == train.get("groups", [])
     for name in ("path", "image_gaussian"):  # of joint networks
         assert inference.get(name) == train.get(name)
+    if reconstructs(bundle):
+        fixed = ("net", "_mode_")
+        denoisers = (train["denoiser"], train["validate"]["inferer"]["denoiser"], inference["inferer"]["denoiser"])
+        first, *others = ({k: v for k, v in d.items() if k not in fixed} for d in denoisers)
+        assert all(other == first for other in others)
+        assert inference["method"]["sigma_data"] == first["sigma_data"] == train["objective"]["weight"]["sigma_data"]
+        return
     if synthesizes(bundle):
         assert all(size == inference["size"] for size in sizes(train).values())
         return
@@ -217,15 +262,15 @@ def test_training_and_inference_agree(bundle):
     ("bundle", "kind"),
     [pytest.param(b, k, id=f"{b.name}-{k}") for b in BUNDLES for k in ("inference", "train") if has(b, k)],
 )
-def test_properties(bundle, dataset, tmp_path, kind):
-    folder = dataset / "images" if kind == "inference" else dataset
+def test_properties(bundle, dataset, training_data, tmp_path, kind):
+    data = {"dataset_dir": str(dataset / "images")} if kind == "inference" else training_data
     workflow = create_workflow(
         config_file=str(bundle.config(kind)),
         workflow_type=kind,
         bundle_root=str(bundle.root),
-        dataset_dir=str(folder),
         output_dir=str(tmp_path),
         logging_file=False,
+        **data,
     )
     assert workflow.check_properties() == []
 
@@ -261,14 +306,14 @@ def export(command, bundle, file):
 
 @every_bundle
 def test_exports_to_torchscript(bundle, tmp_path):
-    """Called with an image alone, every bundle's network is a segmentation network."""
+    """Called with an image alone, every bundle's network returns what its metadata says."""
     export(ckpt_export, bundle, tmp_path / "model.ts")
     network = load(bundle.name, bundle_dir=str(bundle.root.parent), workflow_type="inference", device="cpu").eval()
     x = torch.randn(1, 1, 16, 24, 16)
     with torch.no_grad():
         y = network(x)
         torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(x), y, rtol=1e-3, atol=1e-3)
-    assert y.shape == (1, 1 + len(bundle.labels), 16, 24, 16)
+    assert y.shape == (1, bundle.metadata["network_data_format"]["outputs"]["pred"]["num_channels"], 16, 24, 16)
 
 
 @those_that_train
@@ -339,23 +384,49 @@ def test_bundle_run_synthesizes_what_voxscore_does(bundle, tmp_path):
         np.testing.assert_array_equal(image.affine, ours.affine)
 
 
-def run_evaluation(bundle, dataset, output):
+@pytest.fixture
+def kspace(tmp_path):
+    """A folder with one scan of an ellipsoid by four coils, every second line of it and the middle."""
+    shape, affine = (24, 24, 16), np.diag([1.1, 0.9, 2.0, 1.0])
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
+    x = torch.from_numpy(500.0 * ((grid**2).sum(0) < 0.5)).float()[None, None]
+    mask = torch.zeros(1, 24, 1, dtype=torch.bool)
+    mask[:, ::2] = mask[:, 7:17] = True
+    y = gaussian_noise(CartesianMRI(mask, simulate_maps(4, shape))(x), 3.0, torch.Generator().manual_seed(0))
+    (tmp_path / "kspace").mkdir()
+    path = tmp_path / "kspace" / "scan.h5"
+    write_raw(make_raw((y * mask)[0].numpy(), path, "voxscore", mask.numpy(), affine=affine), path)
+    return path.parent
+
+
+@those_that_reconstruct
+def test_bundle_run_reconstructs_what_voxscore_does(bundle, kspace, tmp_path):
+    run_inference(bundle, kspace, tmp_path / "out", steps=3, samples=2)
+    found = Reconstructor(bundle, CPU, steps=3)(read_measurement(kspace / "scan.h5"), samples=2)
+    for kind in ("mean", "sd"):
+        theirs = nib.load(tmp_path / "out" / f"scan_{kind}.nii.gz")
+        scale = np.abs(found.mean).max()
+        np.testing.assert_allclose(np.asarray(theirs.dataobj), getattr(found, kind), atol=1e-4 * scale)
+        np.testing.assert_allclose(theirs.affine, found.affine)
+
+
+def run_evaluation(bundle, data, output):
     run(
         config_file=[str(bundle.config(name)) for name in ("train", "evaluate")],
         bundle_root=str(bundle.root),
-        dataset_dir=str(dataset),
         output_dir=str(output),
         device="$torch.device('cpu')",
+        **data,
     )
 
 
 @those_that_train
-def test_trains_and_evaluates_under_monai(bundle, dataset, tmp_path):
-    small = {"network_def#channels": [8, 8, 8], **{key: [16, 16, 16] for key in sizes(config(bundle, "train"))}}
+def test_trains_and_evaluates_under_monai(bundle, training_data, tmp_path):
+    given = sizes(config(bundle, "train"))
+    small = {"network_def#channels": [8, 8, 8], **{k: [16] * 3 if isinstance(v, list) else 8 for k, v in given.items()}}
     run(
         config_file=str(bundle.config("train")),
         bundle_root=str(bundle.root),
-        dataset_dir=str(dataset),
         output_dir=str(tmp_path),
         device="$torch.device('cpu')",
         progress="$[]",
@@ -363,11 +434,12 @@ def test_trains_and_evaluates_under_monai(bundle, dataset, tmp_path):
         val_interval=1,
         batch_size=4,
         **small,
+        **training_data,
     )
     rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
-    assert "dice" in rows[-1]
-    run_evaluation(bundle, dataset, tmp_path / "evaluated")
+    assert ("psnr" if reconstructs(bundle) else "dice") in rows[-1]
+    run_evaluation(bundle, training_data, tmp_path / "evaluated")
     assert (tmp_path / "evaluated" / "metrics.csv").is_file()
 
 
@@ -381,7 +453,7 @@ def test_trains_and_evaluates_under_monai(bundle, dataset, tmp_path):
     ],
 )
 @pytest.mark.parametrize("spoil", ["missing", "corrupt"])
-def test_no_weights_no_result(copied, bundle, file, dataset, tmp_path, spoil):
+def test_no_weights_no_result(copied, bundle, file, dataset, kspace, tmp_path, spoil):
     """MONAI alone would run on random weights, with exit code 0."""
     path = copied.root / file
     if spoil == "missing":
@@ -389,17 +461,17 @@ def test_no_weights_no_result(copied, bundle, file, dataset, tmp_path, spoil):
     else:
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=rf"{path.name}: the weights are"):
-        (Synthesizer if synthesizes(bundle) else Segmenter)(copied, CPU)
+        opened(copied)
     if file == "models/gaussian.pt" and not synthesizes(bundle):
         return  # it is for samples, which this bundle's run does not draw
     with pytest.raises(RuntimeError):
-        run_inference(copied, dataset / "images", tmp_path / "out")
+        run_inference(copied, kspace if reconstructs(bundle) else dataset / "images", tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
 
 
 @those_that_train
-def test_no_weights_no_evaluation(copied, bundle, dataset, tmp_path):
+def test_no_weights_no_evaluation(copied, bundle, training_data, tmp_path):
     (copied.root / "models/model.pt").unlink()
     with pytest.raises(RuntimeError):
-        run_evaluation(copied, dataset, tmp_path / "out")
+        run_evaluation(copied, training_data, tmp_path / "out")
     assert not (tmp_path / "out/metrics.csv").exists()
