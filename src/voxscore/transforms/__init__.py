@@ -4,6 +4,25 @@ from __future__ import annotations
 
 from voxscore.transforms.kspace import Kspace, LoadKspace, LoadKspaceD, LoadKspaced, LoadKspaceDict
 from voxscore.transforms.load import LoadVolume, LoadVolumeD, LoadVolumed, LoadVolumeDict
+from voxscore.transforms.simulate import (
+    SimulateKspace,
+    SimulateKspaceD,
+    SimulateKspaced,
+    SimulateKspaceDict,
+    SimulateLowResolution,
+    SimulateLowResolutionD,
+    SimulateLowResolutiond,
+    SimulateLowResolutionDict,
+    SimulateNoise,
+    SimulateNoiseD,
+    SimulateNoised,
+    SimulateNoiseDict,
+    SimulateSinogram,
+    SimulateSinogramD,
+    SimulateSinogramd,
+    SimulateSinogramDict,
+    simulate_phase,
+)
 from voxscore.transforms.slices import RandThickSlicesD, RandThickSlicesd, RandThickSlicesDict
 
 __all__ = [
@@ -19,4 +38,21 @@ __all__ = [
     "RandThickSlicesD",
     "RandThickSlicesDict",
     "RandThickSlicesd",
+    "SimulateKspace",
+    "SimulateKspaceD",
+    "SimulateKspaceDict",
+    "SimulateKspaced",
+    "SimulateLowResolution",
+    "SimulateLowResolutionD",
+    "SimulateLowResolutionDict",
+    "SimulateLowResolutiond",
+    "SimulateNoise",
+    "SimulateNoiseD",
+    "SimulateNoiseDict",
+    "SimulateNoised",
+    "SimulateSinogram",
+    "SimulateSinogramD",
+    "SimulateSinogramDict",
+    "SimulateSinogramd",
+    "simulate_phase",
 ]
