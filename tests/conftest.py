@@ -1,12 +1,19 @@
 """Shared data: small labelled volumes and awkward geometry made here, so that no test needs a download."""
 
 import datetime
+import json
+import shutil
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+from voxscore.bundles import find_bundle
+from voxscore.networks import ScoreUNet
+from voxscore.volumes import sha256
 
 
 def labelled_crop(seed, shape=(20, 24, 18)):
@@ -128,3 +135,28 @@ def save_series(tmp_path, oblique):
         return target
 
     return save
+
+
+@pytest.fixture(scope="session")
+def gaussian_reconstruction(tmp_path_factory):
+    """The reconstruction bundle with a small network that predicts 0.
+
+    What remains of an EDM denoiser is sigma_d^2 / (sigma^2 + sigma_d^2) x: exactly that of white noise of standard
+    deviation sigma_d = 0.5, for which every posterior is known.
+    """
+    root = tmp_path_factory.mktemp("bundles") / "gaussian_reconstruction"
+    shutil.copytree(find_bundle("brain_mri_reconstruction").root, root, ignore=shutil.ignore_patterns("models"))
+    config = json.loads((root / "configs/inference.json").read_text())
+    config["network_def"]["channels"] = [8, 8]
+    config |= {"steps": 6, "samples": 2, "window": None}
+    config["inferer"]["full_precision"] = True
+    (root / "configs/inference.json").write_text(json.dumps(config))
+    network = ScoreUNet(**{k: v for k, v in config["network_def"].items() if k != "_target_"})
+    for parameter in network.head.parameters():
+        torch.nn.init.zeros_(parameter)
+    (root / "models").mkdir()
+    torch.save(network.state_dict(), root / "models/model.pt")
+    metadata = json.loads((root / "configs/metadata.json").read_text())
+    metadata["weights_sha256"] = {"models/model.pt": sha256(root / "models/model.pt")}
+    (root / "configs/metadata.json").write_text(json.dumps(metadata))
+    return root

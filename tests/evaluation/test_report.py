@@ -18,10 +18,12 @@ from voxscore.evaluation import (
     contact_sheets,
     distribution,
     diversity,
+    fidelity,
     kernels,
     overlap,
     pictures,
     plots,
+    reconstructions,
     report,
 )
 from voxscore.evaluation.report import ReportItem, segmentation_report
@@ -167,7 +169,10 @@ def test_same_arguments_same_page():
 
 
 def test_package_offers_every_public_name_once():
-    modules = (calibration, contact_sheets, distribution, diversity, kernels, overlap, pictures, plots, report)
+    modules = (
+        *(calibration, contact_sheets, distribution, diversity, fidelity, kernels, overlap, pictures, plots),
+        *(reconstructions, report),
+    )
     assert sorted(name for module in modules for name in module.__all__) == sorted(evaluation.__all__)
     for module in modules:
         for name in module.__all__:
