@@ -1,4 +1,4 @@
-"""The command line: `voxscore segment | reconstruct | synthesize | evaluate | train | bundles | demo`.
+"""The command line: `voxscore segment | reconstruct | simulate | synthesize | evaluate | train | bundles | demo`.
 
 Commands are thin: they read options, call one function a volume, print. They reach the rest of voxscore through
 `import voxscore`, whose parts load on first use, so `voxscore --help` loads neither PyTorch nor MONAI.
@@ -18,6 +18,7 @@ from voxscore.cli.demo import demo
 from voxscore.cli.evaluate import evaluate
 from voxscore.cli.reconstruct import reconstruct
 from voxscore.cli.segment import segment
+from voxscore.cli.simulate import simulate
 from voxscore.cli.synthesize import synthesize
 from voxscore.cli.train import train
 from voxscore.errors import UserError
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (segment, reconstruct, synthesize, evaluate, train, bundles, demo):
+for command in (segment, reconstruct, simulate, synthesize, evaluate, train, bundles, demo):
     app.command()(command)
 
 
