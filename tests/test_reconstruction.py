@@ -146,7 +146,7 @@ def test_ct_needs_a_bundle_of_ct(reconstructor, gaussian_reconstruction, tmp_pat
     sinogram = np.tile(chords[None, :, None], (40, 1, 2)).astype(np.float32)
     write_sinogram(make_sinogram(sinogram, angles, "parallel", 1.0, (24, 24), (1.0, 1.0, 3.0), path), path)
     measurement = read_measurement(path, noise_std=0.003)
-    with pytest.raises(UserError, match="no bundle of CT ships; name one with --bundle; benchmarks/tomography.py"):
+    with pytest.raises(UserError, match=r"no bundle of CT ships; name one with --bundle; benchmarks/tomography\.py"):
         reconstructor()(measurement)
     root = tmp_path / "ct"
     shutil.copytree(gaussian_reconstruction, root)

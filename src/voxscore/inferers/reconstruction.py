@@ -13,7 +13,7 @@ evaluations are spent where the measurement leaves open what the volume is.
 
 Memory. Samples are drawn one after the other, and with a `window` the network sees parts of the volume, neighbours
 overlapping by a quarter and blended by Gaussian weights, so that only the volume itself, its k-space and one window's
-activations are held. What windows change is measured in tests/inferers/test_reconstruction.py.
+activations are held. What windows change is measured in tests/inferers/test_reconstruction_inferer.py.
 """
 
 from __future__ import annotations
