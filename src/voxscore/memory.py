@@ -9,7 +9,8 @@ A run holds at once
 
 What an evaluation needs is counted rather than known: while the network runs on a small cube, every storage that comes
 into being counts until it is freed. That finds what a method that differentiates through the network holds for its
-backward pass, too. It does not see the work space of a convolution; `MARGIN` is for that.
+backward pass, too. It does not see the work space of a convolution; `MARGIN` is for that: of 96 x 96 x 48 voxels and four coils, a run grew
+by 0.22 GB where 0.26 were counted (`Decomposed`), by 0.72 where 0.58 were (`PiGDM`, backward through the network).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from voxscore.errors import UserError
 __all__ = ["check_memory", "evaluation_bytes", "free_bytes"]
 
 PROBE = 32  # edge of the cube that is evaluated: a multiple of what networks halve, and less than a second of work
-MARGIN = 1.2
+MARGIN = 1.3
 _MEMINFO = Path("/proc/meminfo")
 _CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
