@@ -9,8 +9,9 @@ A run holds at once
 
 What an evaluation needs is counted rather than known: while the network runs on a small cube, every storage that comes
 into being counts until it is freed. That finds what a method that differentiates through the network holds for its
-backward pass, too. It does not see the work space of a convolution; `MARGIN` is for that: of 96 x 96 x 48 voxels and four coils, a run grew
-by 0.22 GB where 0.26 were counted (`Decomposed`), by 0.72 where 0.58 were (`PiGDM`, backward through the network).
+backward pass, too. It does not see the work space of a convolution; `MARGIN` is for that. Of 96 x 96 x 48 voxels and
+four coils a run grew by 0.22 GiB where 0.25 were counted (`Decomposed`), and by 0.70 where 0.57 were (`PiGDM`, which
+goes backward through the network).
 """
 
 from __future__ import annotations
