@@ -16,7 +16,9 @@ __all__ = ["train"]
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe, for instance configs/hippocampus_segmentation.json.")],
-    data: Annotated[Path, typer.Option(help="Folder with images/ and labels/ or a dataset.json; for a prior of images, what the bundle looks in.")],
+    data: Annotated[
+        Path, typer.Option(help="Folder with images/ and labels/, or with a dataset.json, or of a prior's volumes.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder of checkpoints, curves and weights.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
     epochs: Annotated[int | None, typer.Option(help="Epochs of every stage, for a trial.", min=1)] = None,
