@@ -17,6 +17,7 @@ ALLOWED = {
     "diffusion": set(),
     "measurement": set(),
     "volumes": set(),
+    "deidentify": {"volumes"},
     "transforms": {"volumes"},
     "bundles": {"volumes"},
     "inferers": {"networks", "diffusion"},
