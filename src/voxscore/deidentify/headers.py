@@ -14,7 +14,7 @@ What the table says to keep must pass the third question's checks as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ __all__ = ["HeaderCleaner"]
 _PATIENT_NAME, _PATIENT_ID, _ISSUER, _CHARACTER_SET = 0x00100010, 0x00100020, 0x00100021, 0x00080005
 _AGE = 0x00101010
 _UTC_OFFSET = 0x00080201
+_PIXELS = 0x7FE00010
 # Identifiers that stay distinguishable: attribute -> the kind of pseudonym; a trial's subject is the patient.
 _KEYED = {
     _PATIENT_ID: "patient",
@@ -95,8 +96,12 @@ class HeaderCleaner:
         self.profile, self.codes, self.text = profile, codes, text
         self._decided: dict[int, tuple[str, str]] = {}
 
-    def clean(self, dataset: Dataset) -> tuple[Dataset, Record]:
+    def clean(self, dataset: Dataset, done: Iterable[str] = ()) -> tuple[Dataset, Record]:
         """Return a de-identified copy of an object's data set, without file meta information, and what was done.
+
+        Args:
+            dataset: the object; left alone.
+            done: options of which an action ran on it before, to be stated in it with the others.
 
         Raises:
             Refusal: it cannot be judged, or a date has to be shifted and there is no patient ID.
@@ -106,7 +111,7 @@ class HeaderCleaner:
         days = self.codes.day_shift(patient) if "modified-dates" in self.profile.options and patient else None
         sop_class = "".join(self._texts(dataset, 0x00080016, "UI", encodings)[:1]).strip(" ")
         denied = frozenset(self._tokens(dataset, encodings))
-        about = _Object(sop_class, days, denied, Record())
+        about = _Object(sop_class, days, denied, Record(options={"basic", *done}))
         try:
             cleaned = self._items(dataset, 0, about, encodings)
         except RecursionError as error:
@@ -128,6 +133,9 @@ class HeaderCleaner:
                 self._private(out, tag, element, private, about.record)
                 continue
             if (tag.group < 8 and tag.group != 4) or tag.element == 0 or (tag in _MARKS and parent == 0):
+                continue
+            if parent and tag == _PIXELS:  # nobody looks at pictures within sequences
+                self._count(about, _PIXELS, "X", None)
                 continue
             kept = self._element(dataset, tag, element, parent, about, encodings, removed)
             if kept is not None:
