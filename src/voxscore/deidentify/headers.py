@@ -252,9 +252,12 @@ class HeaderCleaner:
         uids = values.texts(element, "UI", ["latin-1"])
         if action == "K" and all(values.acceptable(uid, "UI") for uid in uids):
             return _KEPT
-        if all(uid.startswith(ROOT) and values.acceptable(uid, "UI") for uid in uids):
-            return _KEPT  # defined by the standard, so nobody's
-        return "\\".join(uid if uid.startswith(ROOT) else self.codes.uid(uid.strip(" ")) for uid in uids)
+        # Those defined by the standard are nobody's.
+        standard = [uid.startswith(ROOT) and values.acceptable(uid, "UI") for uid in uids]
+        if all(standard):
+            return _KEPT
+        new = [uid if known else self.codes.uid(uid.strip(" ")) for uid, known in zip(uids, standard, strict=True)]
+        return "\\".join(new)
 
     def _date(self, action: str, tag: int, vr: str, element: Any, about: _Object) -> Any:
         options = self.profile.options
@@ -344,6 +347,8 @@ class HeaderCleaner:
         if vr in values.TEXT:
             found = values.texts(element, vr, encodings)
             return _KEPT if not any(self._denied(value, about, vr) or "^" in value for value in found) else None
+        if isinstance(element.value, bytes):
+            values.check_bytes(element.value, tag, vr, about.denied)
         return _KEPT
 
     def _denied(self, value: str, about: _Object, vr: str) -> bool:

@@ -67,6 +67,7 @@ _NOT_A_TITLE = re.compile(
     r"\b(?:patient\s+(?:position|orientation|table|recumbent)|by\s+(?:protocol|side|device))\b|\b(?:MS|PT)\s*[-/]?\s*CT\b",
     re.IGNORECASE,
 )
+_MODALITY = re.compile(r"\b(?:MR|MS|PT)\s+(\w+)")  # "MR brain"
 _IDENTIFYING = re.compile("|".join(f"(?:{p})" for p in _PATTERNS).replace(r"\1", r"[/.-]"), re.IGNORECASE)
 _WORD = re.compile(r"[^\s_,;:()\[\]{}<>|\"=&+*/\\!?~#^.-]+(?:\.\d+)?%?")
 _CODE = re.compile(
@@ -74,7 +75,7 @@ _CODE = re.compile(
     r"|\d{1,5}(?:\.\d{1,3})?(?:mm2?|cm|um|m?s|sec|hz|khz|mhz|t|kg|mg|g|ml|cc|m?bq|mci|c?gy|deg|hu|ppm|kvp?|kev|ma|mas)"
     r"|\d{1,3}(?:\.\d)?(?:mm)?x\d{1,3}(?:\.\d)?(?:mm)?(?:x\d{1,3}(?:\.\d)?(?:mm)?)?"
     r"|b\d{1,4}|t[er]\d{1,5}|ti\d{1,4}|fa\d{1,3}|te\d{1,3}|[clts]\d{1,2}|[pxirvn]\d{1,2}|[1-4]d|[bhijq][rlvfk]?\d{2}[fshp]?"
-    r"|mb\d|dir\d{1,3}|\d{1,3}dir|venc\d{1,3}|kv\d{2,3}|ph\d{1,3}|\d{1,3}ph|\d{1,2}ch|\d{1,3}pct|te\d|echo\d|run\d{1,2}"
+    r"|mb\d|\d{1,2}scan|dir\d{1,3}|\d{1,3}dir|venc\d{1,3}|kv\d{2,3}|ph\d{1,3}|\d{1,3}ph|\d{1,2}ch|\d{1,3}pct|te\d|echo\d|run\d{1,2}"
     r"|[a-z]{1,6}\d?w",
     re.IGNORECASE,
 )
@@ -151,7 +152,9 @@ class TextCleaner:
         return "".join(pieces)
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
+        original, text = text, text.replace("_", " ")  # an underscore separates words
         exempt = [match.span() for match in _NOT_A_TITLE.finditer(text)]
+        exempt += [match.span() for match in _MODALITY.finditer(text) if self.knows(match[1])]
         spans = [match.span() for match in _IDENTIFYING.finditer(text)]
         # The form of DICOM names, but also of protocols: "Abdomen^Routine".
         spans += [
@@ -164,7 +167,7 @@ class TextCleaner:
             for match in _TITLE.finditer(text)
             if not any(start <= match.start() < end for start, end in exempt)
         ]
-        return spans + [span for recognize in self._recognizers for span in recognize(text)]
+        return spans + [span for recognize in self._recognizers for span in recognize(original)]
 
     def _safe(self, word: str, denied: Collection[str]) -> bool:
         lower = word.casefold()

@@ -7,9 +7,11 @@ exact, and it is fast. Bytes are decoded only where a rule has to see the text.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from pydicom.charset import convert_encodings, decode_bytes, python_encoding
+from pydicom.datadict import dictionary_VM
 
 from voxscore.deidentify.refusal import Refusal
 from voxscore.deidentify.table import vr_of
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 BINARY = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "AT"})
+_SIZES = {"US": 2, "SS": 2, "UL": 4, "SL": 4, "UV": 8, "SV": 8, "FL": 4, "FD": 8, "AT": 4}
 BULK = frozenset({"OB", "OW", "OF", "OD", "OL", "OV"})
 TEXT = frozenset({"PN", "LO", "SH", "LT", "ST", "UT", "UC"})
 _STRINGS = TEXT | {"AE", "AS", "CS", "DA", "DT", "TM", "DS", "IS", "UI", "UR"}
@@ -126,6 +129,20 @@ def acceptable(value: str, vr: str) -> bool:
     if vr == "CS":
         return bool(_LOOSE_CODE.fullmatch(value)) and not re.search(r"\d{5}", value)
     return bool(_ACCEPTED[vr].fullmatch(value))
+
+
+def check_bytes(value: bytes, tag: int, vr: str, denied: Collection[str]) -> None:
+    """Look into bytes that nobody decodes: a wrong length can make a number swallow the names behind it.
+
+    Raises:
+        Refusal: more numbers than the tag has room for, or an identifier of the same header.
+    """
+    size = _SIZES.get(vr)
+    if size and dictionary_VM(tag).isdigit() and len(value) > size * int(dictionary_VM(tag)):
+        raise Refusal("an element is longer than its tag allows")
+    lower = value.lower()
+    if any(len(token) > 4 and token.encode("utf-8", "replace") in lower for token in denied):
+        raise Refusal("an identifier of the patient lies in binary data")
 
 
 def cap_age(value: str) -> str:
