@@ -25,6 +25,8 @@ NEST = ("SharedFunctionalGroupsSequence", "PixelMeasuresSequence", "FrameContent
 _UID_ROOT = "1.2.826.0.1.3680043.10.1234."
 _REPEATING = {"50xxxxxx": 0x50003000, "60xx3000": 0x60003000, "60xx4000": 0x60004000}
 _FIRST_DAY = datetime.date(1931, 1, 1)
+# Farther apart than any shift, so that no planted date is another one moved.
+_DAYS_APART = 3651
 
 
 @dataclass
@@ -74,7 +76,7 @@ def plant_every_row(depth: int = 0, sop_class: str = CT_IMAGE) -> Canaries:
 
 def _value(vr: str, number: int, row: Row) -> tuple[Any, list[bytes]]:
     word = f"QZ{number:03d}Y{row.tag[:4].upper()}".replace("X", "W")
-    day = (_FIRST_DAY + datetime.timedelta(days=number)).strftime("%Y%m%d")
+    day = (_FIRST_DAY + datetime.timedelta(days=number * _DAYS_APART)).strftime("%Y%m%d")
     uid = f"{_UID_ROOT}{number + 1000}.77"
     if vr == "SQ":
         inner = Dataset()

@@ -30,41 +30,8 @@ pelvis MRI rectal cancer staging|follow-up lung nodule|HASTE cor breath hold|non
     .replace("\n", "|")
     .split("|")
 )
-_FIRST = [
-    "Mary",
-    "John",
-    "Wei",
-    "Fatima",
-    "José",
-    "Anna-Lena",
-    "Igor",
-    "Priya",
-    "Chinedu",
-    "Yuki",
-    "Olga",
-    "Hans",
-    "Siobhan",
-    "Jean-Luc",
-    "Amina",
-    "Björn",
-    "Carlos",
-]
-_LAST = [
-    "Smith",
-    "Nguyen",
-    "Müller",
-    "O'Brien",
-    "García",
-    "Kowalski",
-    "Okafor",
-    "Tanaka",
-    "Petrov",
-    "Haddad",
-    "van-Dijk",
-    "Rossi",
-    "Johansson",
-    "Patel",
-]
+_FIRST = "Mary John Wei Fatima José Anna-Lena Igor Priya Chinedu Yuki Olga Hans Siobhan Jean-Luc Amina".split()  # noqa: SIM905
+_LAST = "Smith Nguyen Müller O'Brien García Kowalski Okafor Tanaka Petrov Haddad van-Dijk Rossi Patel".split()  # noqa: SIM905
 _TITLED = ["Hand", "Gray", "Short", "Long", "Foot", "White", "Young", "Stone", "Field", "Marrow"]
 _MONTHS = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]
 _WHOLE: list[tuple[str, list[str], list[str]]] = [
