@@ -17,6 +17,7 @@ ALLOWED = {
     "diffusion": set(),
     "measurement": set(),
     "volumes": set(),
+    "deidentify": {"volumes"},
     "transforms": {"measurement", "volumes"},
     "bundles": {"volumes"},
     "inferers": {"networks", "diffusion", "measurement"},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from voxscore import bundles as bundles
+    from voxscore import deidentify as deidentify
     from voxscore import diffusion as diffusion
     from voxscore import evaluation as evaluation
     from voxscore import inferers as inferers
@@ -45,6 +46,7 @@ _NAMES = {
 }
 _MODULES = {
     "bundles",
+    "deidentify",
     "diffusion",
     "evaluation",
     "inferers",

@@ -1,4 +1,4 @@
-"""The command line: `voxscore segment | reconstruct | simulate | synthesize | evaluate | train | bundles | demo`.
+"""The command line: `voxscore segment | reconstruct | simulate | synthesize | deidentify | evaluate | train | ...`.
 
 Commands are thin: they read options, call one function a volume, print. They reach the rest of voxscore through
 `import voxscore`, whose parts load on first use, so `voxscore --help` loads neither PyTorch nor MONAI.
@@ -14,6 +14,7 @@ import sys
 import typer
 
 from voxscore.cli.bundles import bundles
+from voxscore.cli.deidentify import app as deidentify
 from voxscore.cli.demo import demo
 from voxscore.cli.evaluate import evaluate
 from voxscore.cli.reconstruct import reconstruct
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 for command in (segment, reconstruct, simulate, synthesize, evaluate, train, bundles, demo):
     app.command()(command)
+app.add_typer(deidentify)
 
 
 def main() -> None:
