@@ -18,7 +18,7 @@ ALLOWED = {
     "measurement": set(),
     "volumes": set(),
     "deidentify": {"volumes"},
-    "transforms": {"volumes"},
+    "transforms": {"deidentify", "volumes"},
     "bundles": {"volumes"},
     "inferers": {"networks", "diffusion"},
     "evaluation": set(),
