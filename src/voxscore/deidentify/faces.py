@@ -77,11 +77,13 @@ class Defaced:
     Attributes:
         array: (X, Y, Z), in the type of the input.
         removed: (X, Y, Z) bool, the voxels replaced.
+        brain: (X, Y, Z) bool, the brain that was given or found.
         record: what was done.
     """
 
     array: np.ndarray
     removed: np.ndarray
+    brain: np.ndarray
     record: FaceRecord
 
 
@@ -160,7 +162,7 @@ def deface(
         face_surface_removed=round(surface, 4),
         fill=value,
     )
-    return Defaced(np.where(region, array.dtype.type(value), array), region, record)
+    return Defaced(np.where(region, array.dtype.type(value), array), region, mask, record)
 
 
 def _checked(brain: np.ndarray, shape: tuple[int, ...], voxel_ml: float) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from voxscore.transforms.deface import Deface, DefaceD, Defaced, DefaceDict
 from voxscore.transforms.kspace import Kspace, LoadKspace, LoadKspaceD, LoadKspaced, LoadKspaceDict
 from voxscore.transforms.load import LoadVolume, LoadVolumeD, LoadVolumed, LoadVolumeDict
+from voxscore.transforms.scrub import ScrubMeta, ScrubMetaD, ScrubMetad, ScrubMetaDict
 from voxscore.transforms.simulate import (
     SimulateKspace,
     SimulateKspaceD,
@@ -26,6 +28,10 @@ from voxscore.transforms.simulate import (
 from voxscore.transforms.slices import RandThickSlicesD, RandThickSlicesd, RandThickSlicesDict
 
 __all__ = [
+    "Deface",
+    "DefaceD",
+    "DefaceDict",
+    "Defaced",
     "Kspace",
     "LoadKspace",
     "LoadKspaceD",
@@ -38,6 +44,10 @@ __all__ = [
     "RandThickSlicesD",
     "RandThickSlicesDict",
     "RandThickSlicesd",
+    "ScrubMeta",
+    "ScrubMetaD",
+    "ScrubMetaDict",
+    "ScrubMetad",
     "SimulateKspace",
     "SimulateKspaceD",
     "SimulateKspaceDict",
