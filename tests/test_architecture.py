@@ -18,7 +18,6 @@ ALLOWED = {
     "measurement": set(),
     "volumes": set(),
     "deidentify": {"volumes"},
-    "deidentify": {"volumes"},
     "transforms": {"deidentify", "measurement", "volumes"},
     "bundles": {"volumes"},
     "inferers": {"networks", "diffusion", "measurement"},
