@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from voxscore.networks import DeepOutputs, ScoreUNet
+from voxscore.networks.precision import fast_dtype
 from voxscore.networks.score_unet import ResidualBlock
 
 SMALL = (8, 16, 24)
@@ -114,6 +115,8 @@ def test_nothing_stays_at_zero(cond):
     assert still == ([] if cond is not None else ["embed.cond.weight"])
 
 
+# Elsewhere oneDNN computes bfloat16 by a detour, in a layout of its own; voxscore stays in float32 there.
+@pytest.mark.skipif(fast_dtype(torch.device("cpu")) is not torch.bfloat16, reason="no native bfloat16 here")
 @pytest.mark.parametrize("dims", [2, 3])
 def test_bfloat16_maps_stay_bfloat16_and_channels_last(dims):
     layout = torch.channels_last if dims == 2 else torch.channels_last_3d
