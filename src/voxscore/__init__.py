@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from voxscore import audit as audit
     from voxscore import bundles as bundles
     from voxscore import diffusion as diffusion
     from voxscore import evaluation as evaluation
@@ -39,6 +40,7 @@ _NAMES = {
     "write_volume": "volumes",
 }
 _MODULES = {
+    "audit",
     "bundles",
     "diffusion",
     "evaluation",
