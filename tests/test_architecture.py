@@ -32,6 +32,7 @@ ALLOWED = {
     },
     "segmentation": {"bundles", "evaluation", "inference", "inferers", "posterior", "volumes"},
     "synthesis": {"bundles", "evaluation", "inference", "inferers", "volumes"},
+    "audit": {"bundles", "diffusion", "evaluation", "inference", "inferers", "volumes"},
     "training": {"bundles", "diffusion", "networks", "volumes"},
     "cli": None,  # the top: reaches everything through the lazy names of `import voxscore`
     "__init__": None,

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from voxscore import audit as audit
     from voxscore import bundles as bundles
     from voxscore import deidentify as deidentify
     from voxscore import diffusion as diffusion
@@ -45,6 +46,7 @@ _NAMES = {
     "write_volume": "volumes",
 }
 _MODULES = {
+    "audit",
     "bundles",
     "deidentify",
     "diffusion",

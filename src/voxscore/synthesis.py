@@ -16,6 +16,7 @@ alone and a run that was killed goes on where it stopped. The headers are made h
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -249,6 +250,7 @@ class SyntheticSet:
         }
         self.entries: dict[str, dict[str, Any]] = {}
         self.failures: dict[str, dict[str, Any]] = {}
+        self.withheld: dict[str, dict[str, Any]] = {}
         self._resume()
 
     def _resume(self) -> None:
@@ -256,7 +258,7 @@ class SyntheticSet:
         if manifest.is_file():
             try:
                 content = json.loads(manifest.read_text(encoding="utf-8"))
-                before, entries = content["settings"], content["volumes"]
+                before, entries, withheld = content["settings"], content["volumes"], content.get("withheld", [])
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(manifest, "is not a manifest of synthesis", "choose an empty folder") from error
             if before != self.settings:
@@ -265,6 +267,7 @@ class SyntheticSet:
                     self.folder, f"holds volumes of another {' and '.join(changed)}", "choose an empty folder"
                 )
             self.entries = {entry["name"]: entry for entry in entries if self._is_there(entry)}
+            self.withheld = {entry["name"]: entry for entry in withheld}
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise UserError(self.folder, "is not empty and not a synthesis begun before", "choose an empty folder")
 
@@ -277,8 +280,8 @@ class SyntheticSet:
         return f"synthetic_{k:04d}"
 
     def missing(self, number: int) -> list[int]:
-        """Which of the first `number` volumes are not there yet."""
-        return [k for k in range(number) if self.name(k) not in self.entries]
+        """Which of the first `number` volumes are not there yet, and not withheld."""
+        return [k for k in range(number) if self.name(k) not in self.entries.keys() | self.withheld.keys()]
 
     def make(self, k: int) -> None:
         """Make volume k, or note why it cannot be made; the manifest is up to date afterwards.
@@ -296,6 +299,26 @@ class SyntheticSet:
         else:
             self.entries[name] = {"name": name, "seed": seed, **self._write(k, made)}
         self._write_json("manifest.json", self.manifest())
+
+    def withhold(self, names: Sequence[str], reason: str) -> None:
+        """Take volumes out of the set, so that they are neither released nor made again; `finish` it anew.
+
+        Args:
+            names: of volumes that are there.
+            reason: for the manifest.
+        """
+        if names:
+            for listed in ("dataset.json", "contact_sheet.png"):
+                (self.folder / listed).unlink(missing_ok=True)
+        for name in names:
+            entry = self.entries.pop(name)
+            self.withheld[name] = {"name": name, "seed": entry["seed"], "reason": reason}
+            # The manifest first: what a kill leaves behind is a file that it does not list.
+            self._write_json("manifest.json", self.manifest())
+            for key in ("image", "label"):
+                (self.folder / entry[key]["path"]).unlink()
+            shutil.rmtree(self.folder / "dicom" / name, ignore_errors=True)
+            (self.folder / "dicom" / f"{name}_seg.dcm").unlink(missing_ok=True)
 
     def _write(self, k: int, made: Synthetic) -> dict[str, Any]:
         """The files of volume k, and its entry in the manifest."""
@@ -348,6 +371,7 @@ class SyntheticSet:
             "device": str(self.synthesizer.device),
             "volumes": sorted(self.entries.values(), key=lambda entry: entry["name"]),
             "failures": sorted(self.failures.values(), key=lambda entry: entry["name"]),
+            "withheld": sorted(self.withheld.values(), key=lambda entry: entry["name"]),
         }
 
     def finish(self) -> None:

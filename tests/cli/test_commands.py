@@ -22,7 +22,9 @@ from voxscore.volumes import read_label_map, read_volume
 WITHOUT_TORCH = """
 import sys
 import voxscore, voxscore.cli
-helps = [[command, "--help"] for command in ("segment", "reconstruct", "synthesize", "evaluate", "demo")]
+helps = [
+    [command, "--help"] for command in ("segment", "reconstruct", "synthesize", "audit", "evaluate", "demo")
+]
 for arguments in (["--help"], *helps, ["bundles"], ["segment"]):
     sys.argv = ["voxscore", *arguments]
     try:
@@ -40,7 +42,7 @@ def test_help_loads_neither_torch_nor_monai():
     assert "voxscore segment crop.nii.gz" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["segment", "reconstruct", "synthesize", "evaluate", "train"])
+@pytest.mark.parametrize("command", ["segment", "reconstruct", "synthesize", "audit", "evaluate", "train"])
 def test_help_has_examples_a_line_each(run, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "100")
     code, stdout, _ = run(command, "--help")

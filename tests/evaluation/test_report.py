@@ -14,17 +14,25 @@ from PIL.PngImagePlugin import PngInfo
 
 from voxscore import evaluation
 from voxscore.evaluation import (
+    audit_report,
     calibration,
     contact_sheets,
+    contrastive,
+    copies,
+    copy_audit,
     distribution,
     diversity,
     fidelity,
     kernels,
+    membership,
     overlap,
     pictures,
     plots,
     reconstructions,
+    registration,
     report,
+    subgroups,
+    verdict,
 )
 from voxscore.evaluation.report import ReportItem, segmentation_report
 
@@ -170,8 +178,18 @@ def test_same_arguments_same_page():
 
 def test_package_offers_every_public_name_once():
     modules = (
-        *(calibration, contact_sheets, distribution, diversity, fidelity, kernels, overlap, pictures, plots),
-        *(reconstructions, report),
+        *(
+            audit_report,
+            calibration,
+            contact_sheets,
+            contrastive,
+            copies,
+            copy_audit,
+            distribution,
+            diversity,
+            fidelity,
+        ),
+        *(kernels, membership, overlap, pictures, plots, reconstructions, registration, report, subgroups, verdict),
     )
     assert sorted(name for module in modules for name in module.__all__) == sorted(evaluation.__all__)
     for module in modules:

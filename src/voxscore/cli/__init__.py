@@ -1,10 +1,10 @@
-"""The command line: `voxscore segment | reconstruct | simulate | synthesize | deidentify | evaluate | train | ...`.
+"""The command line: `voxscore segment | reconstruct | synthesize | audit | deidentify | evaluate | train | ...`.
 
 Commands are thin: they read options, call one function a volume, print. They reach the rest of voxscore through
 `import voxscore`, whose parts load on first use, so `voxscore --help` loads neither PyTorch nor MONAI.
 
 Exit codes: 0 all done, 1 some inputs of a batch failed, 2 nothing was done because of the input or the options,
-130 interrupted.
+130 interrupted. `audit` has its own: 1 FAIL, 3 INCONCLUSIVE.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 
 import typer
 
+from voxscore.cli.audit import audit
 from voxscore.cli.bundles import bundles
 from voxscore.cli.deidentify import app as deidentify
 from voxscore.cli.demo import demo
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (segment, reconstruct, simulate, synthesize, evaluate, train, bundles, demo):
+for command in (segment, reconstruct, simulate, synthesize, audit, evaluate, train, bundles, demo):
     app.command()(command)
 app.add_typer(deidentify)
 
