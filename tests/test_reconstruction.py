@@ -42,15 +42,15 @@ def test_mean_and_spread_are_those_of_the_posterior(reconstructor, save_nifti, o
     """x ~ N(0, s^2), y = x + r n: mean y s^2 / (s^2 + r^2), variance s^2 r^2 / (s^2 + r^2)."""
     y, r, n = image(), 15.0, 24
     measurement = read_measurement(save_nifti(y, oblique), "denoise", noise_std=r)
-    found = reconstructor(steps=16)(measurement, samples=n, seed=3)
+    found = reconstructor(steps=32)(measurement, samples=n, seed=3)
     s = SIGMA_DATA * scale(y)
     gain, variance = s**2 / (s**2 + r**2), s**2 * r**2 / (s**2 + r**2)
-    # 960 voxels of 24 samples: the estimate of the variance scatters by sqrt(2 / (960 * 23)) = 1 %, to which 16 steps
+    # 960 voxels of 24 samples: the estimate of the variance scatters by sqrt(2 / (960 * 23)) = 1 %, to which 32 steps
     # add their error.
     assert np.mean(found.sd**2) == pytest.approx(variance, rel=0.06)
     deviation = (found.mean - gain * y) / np.sqrt(variance / n)
     assert np.mean(deviation**2) == pytest.approx(1, abs=0.25)
-    assert (found.samples, found.evaluations, found.noise_std) == (n, 16, r)
+    assert (found.samples, found.evaluations, found.noise_std) == (n, 32, r)
     np.testing.assert_array_equal(found.plain, y)
     np.testing.assert_array_equal(found.affine, measurement.affine)
 
