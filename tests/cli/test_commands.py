@@ -22,7 +22,7 @@ from voxscore.volumes import read_label_map, read_volume
 WITHOUT_TORCH = """
 import sys
 import voxscore, voxscore.cli
-helps = [[command, "--help"] for command in ("segment", "synthesize", "evaluate", "demo")]
+helps = [[command, "--help"] for command in ("segment", "synthesize", "evaluate", "demo", "deface")]
 for arguments in (["--help"], *helps, ["bundles"], ["segment"]):
     sys.argv = ["voxscore", *arguments]
     try:
@@ -40,7 +40,7 @@ def test_help_loads_neither_torch_nor_monai():
     assert "voxscore segment crop.nii.gz" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["segment", "synthesize", "evaluate", "train"])
+@pytest.mark.parametrize("command", ["segment", "synthesize", "evaluate", "train", "deface"])
 def test_help_has_examples_a_line_each(run, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "100")
     code, stdout, _ = run(command, "--help")

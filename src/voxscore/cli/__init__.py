@@ -1,4 +1,4 @@
-"""The command line: `voxscore segment | synthesize | evaluate | train | bundles | demo | deidentify`.
+"""The command line: `voxscore segment | synthesize | evaluate | train | bundles | demo | deidentify | deface`.
 
 Commands are thin: they read options, call one function a volume, print. They reach the rest of voxscore through
 `import voxscore`, whose parts load on first use, so `voxscore --help` loads neither PyTorch nor MONAI.
@@ -14,6 +14,7 @@ import sys
 import typer
 
 from voxscore.cli.bundles import bundles
+from voxscore.cli.deface import deface
 from voxscore.cli.deidentify import app as deidentify
 from voxscore.cli.demo import demo
 from voxscore.cli.evaluate import evaluate
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (segment, synthesize, evaluate, train, bundles, demo):
+for command in (segment, synthesize, evaluate, train, bundles, demo, deface):
     app.command()(command)
 app.add_typer(deidentify)
 

@@ -4,6 +4,7 @@ What leaves holds what is on a list of what may leave; everything else is droppe
 that it lands in nobody's data set by oversight.
 """
 
+from voxscore.deidentify.face_files import deface_file
 from voxscore.deidentify.files import Deidentifier, Outcome, deidentify_file
 from voxscore.deidentify.pixels import PixelCleaner, PixelReader, PixelRule, read_rules
 from voxscore.deidentify.profile import PROFILES, Profile, find_profile
@@ -30,6 +31,7 @@ __all__ = [
     "Summary",
     "TextCleaner",
     "conformance_statement",
+    "deface_file",
     "deidentify_file",
     "deidentify_tree",
     "explain",
