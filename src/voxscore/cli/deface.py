@@ -63,7 +63,8 @@ def deface(
     if not as_file and output.exists() and not output.is_dir():
         raise UserError(output, "is a file, and not of a kind that voxscore writes", "name a folder")
     entries: list[dict[str, Any]] = []
-    named, taken = {path.resolve() for path in sources.values()}, set()
+    named: set[Path] = {path.resolve() for path in sources.values()}
+    taken: set[Path] = set()
     console = Console(stderr=True)
     for source in track(sources.values(), "defacing", console=console, transient=True, disable=not sys.stderr.isatty()):
         try:
