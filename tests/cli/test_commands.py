@@ -23,7 +23,8 @@ WITHOUT_TORCH = """
 import sys
 import voxscore, voxscore.cli
 helps = [
-    [command, "--help"] for command in ("segment", "reconstruct", "synthesize", "audit", "evaluate", "demo")
+    [command, "--help"]
+    for command in ("segment", "reconstruct", "synthesize", "audit", "evaluate", "demo", "deface", "simulate")
 ]
 for arguments in (["--help"], *helps, ["bundles"], ["segment"]):
     sys.argv = ["voxscore", *arguments]
@@ -42,7 +43,7 @@ def test_help_loads_neither_torch_nor_monai():
     assert "voxscore segment crop.nii.gz" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["segment", "reconstruct", "synthesize", "audit", "evaluate", "train"])
+@pytest.mark.parametrize("command", ["segment", "reconstruct", "synthesize", "audit", "evaluate", "train", "deface"])
 def test_help_has_examples_a_line_each(run, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "100")
     code, stdout, _ = run(command, "--help")

@@ -1,4 +1,4 @@
-"""The command line: `voxscore segment | reconstruct | synthesize | audit | deidentify | evaluate | train | ...`.
+"""The command line: `voxscore segment | reconstruct | synthesize | audit | deidentify | deface | train | ...`.
 
 Commands are thin: they read options, call one function a volume, print. They reach the rest of voxscore through
 `import voxscore`, whose parts load on first use, so `voxscore --help` loads neither PyTorch nor MONAI.
@@ -15,6 +15,7 @@ import typer
 
 from voxscore.cli.audit import audit
 from voxscore.cli.bundles import bundles
+from voxscore.cli.deface import deface
 from voxscore.cli.deidentify import app as deidentify
 from voxscore.cli.demo import demo
 from voxscore.cli.evaluate import evaluate
@@ -37,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (segment, reconstruct, simulate, synthesize, audit, evaluate, train, bundles, demo):
+for command in (segment, reconstruct, simulate, synthesize, audit, evaluate, train, bundles, demo, deface):
     app.command()(command)
 app.add_typer(deidentify)
 

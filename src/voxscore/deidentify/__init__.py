@@ -4,7 +4,10 @@ What leaves holds what is on a list of what may leave; everything else is droppe
 that it lands in nobody's data set by oversight.
 """
 
+from voxscore.deidentify.bids import scrub_bids
+from voxscore.deidentify.face_files import deface_file
 from voxscore.deidentify.files import Deidentifier, Outcome, deidentify_file
+from voxscore.deidentify.nifti import rebuilt_nifti
 from voxscore.deidentify.pixels import PixelCleaner, PixelReader, PixelRule, read_rules
 from voxscore.deidentify.profile import PROFILES, Profile, find_profile
 from voxscore.deidentify.pseudonyms import Pseudonyms, read_key
@@ -30,6 +33,7 @@ __all__ = [
     "Summary",
     "TextCleaner",
     "conformance_statement",
+    "deface_file",
     "deidentify_file",
     "deidentify_tree",
     "explain",
@@ -37,5 +41,7 @@ __all__ = [
     "quarantine_of",
     "read_key",
     "read_rules",
+    "rebuilt_nifti",
+    "scrub_bids",
     "verify",
 ]

@@ -39,18 +39,23 @@ _FURTHEST = 1e5  # mm
 _GREATEST = 1e12
 
 
-def rebuilt_nifti(content: bytes, path: Path) -> bytes:
+def rebuilt_nifti(
+    content: bytes, path: Path, compressed: bool | None = None, region: np.ndarray | None = None, fill: float = 0.0
+) -> bytes:
     """Return the bytes of a single-file NIfTI image with a header built anew.
 
     Args:
         content: the bytes of a .nii or .nii.gz file, NIfTI-1 or NIfTI-2, of any dimension and type.
-        path: for the message; a name that ends in .gz is compressed, in and out.
+        path: for the message; what has a name that ends in .gz is compressed.
+        compressed: whether to compress; None for what the input is.
+        region: (X, Y, Z) bool, voxels to replace; None for none.
+        fill: their new value, after the scaling that the header asks for.
 
     Raises:
         UserError: not NIfTI, or a file that does not add up.
     """
-    compressed = path.name.lower().endswith(".gz")
-    if compressed:
+    packed = path.name.lower().endswith(".gz")
+    if packed:
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
@@ -81,8 +86,21 @@ def rebuilt_nifti(content: bytes, path: Path) -> bytes:
     new["pixdim"][:] = 1
     new["pixdim"][:used] = old["pixdim"][:used]
     new["vox_offset"] = size + len(_EMPTY_EXTENSION)
-    rebuilt = new.binaryblock + _EMPTY_EXTENSION + content[start:]
-    return gzip.compress(rebuilt, 6, mtime=0) if compressed else rebuilt
+    stored = content[start:] if region is None else _replaced(content[start:], new, shape, region, fill)
+    rebuilt = new.binaryblock + _EMPTY_EXTENSION + stored
+    return gzip.compress(rebuilt, 6, mtime=0) if (packed if compressed is None else compressed) else rebuilt
+
+
+def _replaced(voxels: bytes, header: Any, shape: tuple[int, ...], region: np.ndarray, fill: float) -> bytes:
+    """The bytes of the voxels with a region of them set to a value."""
+    array = np.frombuffer(voxels, header.get_data_dtype()).reshape(shape, order="F").copy(order="F")
+    slope, inter = header.get_slope_inter()
+    value = fill if slope is None else (fill - inter) / slope
+    if array.dtype.kind in "iu":
+        limits = np.iinfo(array.dtype)
+        value = np.clip(np.rint(value), limits.min, limits.max)
+    array[region] = value
+    return array.tobytes(order="F")
 
 
 def _damaged(path: Path, what: str) -> UserError:
