@@ -135,3 +135,13 @@ def test_no_head_no_brain():
     crop = rng.normal(100, 10, (35, 50, 36)).astype(np.float32)
     with pytest.raises(UserError, match="cannot be found"):
         deface(crop, np.eye(4))
+
+
+def test_a_body_is_no_head():
+    """A body of fat with a ball of muscle of a brain's size in it."""
+    affine = np.diag([5.0, 5.0, 5.0, 1.0])
+    points, ball_inside = ball((80, 60, 50), affine, (200, 150, 125), 65)
+    body = ((points[..., 0] - 200) / 180) ** 2 + ((points[..., 1] - 150) / 120) ** 2 <= 1
+    image = np.where(ball_inside, 40.0, np.where(body, -100.0, -1000.0)).astype(np.float32)
+    with pytest.raises(UserError, match="does not look like a head"):
+        deface(image, affine)

@@ -13,8 +13,8 @@ the image are. There
 
 The limits: it errs by some millimetres, outwards at the skull base and, most in T2, into the orbits, inwards at gyri.
 It is made for the intact heads of adults and children in MR (T1, T2, FLAIR) and unenhanced CT; newborns, resected
-skulls and large haemorrhages are beyond it. What cannot be a brain by its volume is refused. Where a brain mask from
-a better source is at hand, use that one.
+skulls and large haemorrhages are beyond it. What cannot be a brain by its volume, or by what lies
+around it, is refused. Where a brain mask from a better source is at hand, use that one.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ _FOLD = 12.0
 _LEAK = 10.0
 _NECK = 15.0
 _BONE = 6.0
+_SHARE = 0.4  # of a head's slices through the upper half of the brain; 0.53 to 0.72 in MR of four people
+_REMEDY = "give a brain mask, or leave images without a whole head as they are"
 
 
 def is_ct(array: np.ndarray) -> bool:
@@ -111,7 +113,7 @@ class CoarseHead:
         """Estimate the brain, (x, y, z) bool.
 
         Raises:
-            UserError: nothing there has the volume of a brain.
+            UserError: nothing there has the volume of a brain, or it lies in a body rather than a head.
         """
         depth = _inside(self.head)
         if not self.head.any():
@@ -130,6 +132,11 @@ class CoarseHead:
         volume = float(brain.sum()) * SPACING**3 / 1000
         if not BRAIN_ML[0] <= volume <= BRAIN_ML[1]:
             raise _no_brain(volume)
+        slices = slice(int(np.argwhere(brain)[:, 2].mean()), np.flatnonzero(brain.any(axis=(0, 1)))[-1] + 1)
+        if brain[..., slices].sum() < _SHARE * self.head[..., slices].sum():
+            raise UserError(
+                "the image", "does not look like a head: too much lies around what could be a brain", _REMEDY
+            )
         return brain
 
     def on_image(self, mask: np.ndarray) -> np.ndarray:
@@ -148,7 +155,7 @@ def _no_brain(volume: float) -> UserError:
         "the brain",
         f"cannot be found in this image (what could be it has {volume:.0f} mL; {BRAIN_ML[0]:.0f} to {BRAIN_ML[1]:.0f} "
         "are plausible)",
-        "give a brain mask, or leave images without a whole head as they are",
+        _REMEDY,
     )
 
 
