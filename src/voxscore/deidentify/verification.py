@@ -1,8 +1,8 @@
 """Looks for what should not be there, in the outputs of a run.
 
-Two independent searches. The first needs the outputs alone: are they whole, marked and listed in the manifest, and
-do they hold no attribute that a profile never lets pass? The second needs the originals: all names, numbers and UIDs of their
-headers are looked for in the bytes of every output, wherever they may stand.
+Two independent searches. The first needs the outputs alone: are they whole, marked and listed in the manifest, and do
+they hold no attribute that a profile never lets pass? The second needs the originals: all names, numbers and UIDs of
+their headers are looked for in the bytes of every output, wherever they may stand.
 """
 
 from __future__ import annotations
