@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from voxscore.deidentify.bids import bids_name, scrub_bids, scrub_sidecar, scrub_table
+from voxscore.deidentify.profile import PROFILES
 from voxscore.deidentify.pseudonyms import Pseudonyms
 from voxscore.errors import UserError
 
@@ -134,3 +135,11 @@ def test_one_file_of_each_kind():
     with pytest.raises(UserError) as caught:
         scrub_bids(b"DOE", path, CODES)
     assert str(path) not in str(caught.value)
+
+
+def test_a_profile_without_dates_and_characteristics_keeps_neither():
+    table = b"participant_id\tage\tsex\thandedness\tacq_time\nsub-7\t45\tF\tleft\t2019-01-12T10:00:00\n"
+    assert scrub_table(table, CODES, "7")[0].startswith(b"participant_id\tage\tsex\thandedness\tacq_time\n")
+    new, dropped = scrub_table(table, CODES, "7", PROFILES["strict"])
+    assert new.startswith(b"participant_id\nsub-")
+    assert dropped == ["4 others"]

@@ -1,4 +1,4 @@
-"""`voxscore deidentify`: DICOM files without the people in them."""
+"""`voxscore deidentify`: DICOM files, NIfTI volumes and BIDS data sets without the people in them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ app = typer.Typer(
     cls=_RunByDefault,
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="De-identify DICOM files by PS3.15 Annex E: voxscore deidentify INPUT --output DIR --key FILE.",
+    help="De-identify DICOM (PS3.15 Annex E), NIfTI and BIDS: voxscore deidentify INPUT --output DIR --key FILE.",
 )
 
 Profile = Annotated[
@@ -53,7 +53,9 @@ def run(
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes.", show_default="one a core")] = 0,
 ) -> None:
-    """De-identify a file or a folder of DICOM files; the default command.
+    """De-identify a file or a folder of DICOM files, NIfTI volumes or a BIDS data set; the default command.
+
+    NIfTI headers are built anew, and names, sidecars and tables coded or reduced. Faces stay: see voxscore deface.
 
     The same key gives the same result, and a run that was killed goes on where it stopped. What cannot be judged or
     cleaned is not released: it is copied to OUTPUT_quarantine, and the exit code is 1.

@@ -1,12 +1,13 @@
 """BIDS data sets: names pseudonymised, sidecars and tables reduced to what is on a list.
 
 A file name such as `sub-4711_ses-20190112_task-rest_bold.nii.gz` is read as BIDS reads it, entity by entity. Subjects
-get keyed pseudonyms, and so do sessions and labels of free choice, unless they are a small number or one of a few
+get keyed codes, and so do sessions and labels of free choice, unless they are a small number or one of a few
 words. Entities, suffixes and endings have to be ones that BIDS defines; a name that is no BIDS name is refused.
 
 Sidecars keep acquisition parameters whose values are numbers or words of a closed list. Times, names, places, serial
 numbers and all keys not on the list are dropped and their names told. Tables keep the columns on a list; ages of 89 and
-above become "89+", as BIDS recommends, and acquisition times move by the patient's whole days.
+above become "89+", as BIDS recommends, and acquisition times move by the patient's whole days. A profile that keeps no
+patient characteristics or no shifted dates drops these columns.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from voxscore.deidentify.codes import Codes
 from voxscore.deidentify.nifti import rebuilt_nifti
-from voxscore.deidentify.pseudonyms import Pseudonyms
+from voxscore.deidentify.profile import PROFILES, Profile
 from voxscore.errors import UserError
 
-__all__ = ["bids_name", "scrub_bids", "scrub_sidecar", "scrub_table"]
+__all__ = ["bids_name", "has_numbers_only", "scrub_bids", "scrub_sidecar", "scrub_table"]
 
 _INDEX = {"run", "echo", "inv", "split", "chunk", "flip"}
 _LABEL = {"task", "acq", "ce", "trc", "rec", "dir", "mod", "mt", "part", "hemi", "space", "res", "den", "desc", "label"}
@@ -66,6 +68,7 @@ _TABLES = {"participants", "sessions", "scans", "events"}
 _NAMELESS = {"participants.tsv", "participants.json", "dataset_description.json"}
 _FOLDERS = {"anat", "func", "dwi", "fmap", "perf", "pet"}
 _ENDINGS = (".nii.gz", ".nii", ".json", ".tsv", ".bval", ".bvec")
+_DATA_SET_NAME = "de-identified data set"
 _GREATEST = 1e12
 _NUMBER_LINES = re.compile(r"[\s\d.eE+-]*")
 
@@ -152,13 +155,16 @@ _COLUMNS: dict[str, Callable[[str], bool]] = {
 _OLDEST, _OLD = 89, "89+"
 
 
-def scrub_bids(content: bytes, path: PurePosixPath, pseudonyms: Pseudonyms) -> tuple[bytes, PurePosixPath, list[str]]:
+def scrub_bids(
+    content: bytes, path: PurePosixPath, codes: Codes, profile: Profile = PROFILES["research"]
+) -> tuple[bytes, PurePosixPath, list[str]]:
     """De-identify one file of a BIDS data set.
 
     Args:
         content: its bytes.
         path: relative to the data set's root.
-        pseudonyms: keyed.
+        codes: new identifiers.
+        profile: whether acquisition times and the subjects' age and sex may stay.
 
     Returns:
         New bytes, new relative path, and the names of the keys or columns that were dropped.
@@ -166,7 +172,7 @@ def scrub_bids(content: bytes, path: PurePosixPath, pseudonyms: Pseudonyms) -> t
     Raises:
         UserError: a name or content that cannot be judged. Neither subject nor fault hold anything of the file.
     """
-    new = bids_name(path, pseudonyms)
+    new = bids_name(path, codes)
     dropped: list[str] = []
     if path.name.endswith((".nii", ".nii.gz")):
         try:
@@ -174,22 +180,22 @@ def scrub_bids(content: bytes, path: PurePosixPath, pseudonyms: Pseudonyms) -> t
         except UserError as error:
             raise _refused(error.fault) from error
     elif path.name.endswith(".json"):
-        content, dropped = scrub_sidecar(content)
+        content, dropped = scrub_sidecar(content, path.name == "dataset_description.json")
     elif path.name.endswith(".tsv"):
         patient = next((part[4:] for part in path.parts if part.startswith("sub-")), None)
-        content, dropped = scrub_table(content, pseudonyms, patient)
-    elif not _NUMBER_LINES.fullmatch(content.decode("latin-1")):
+        content, dropped = scrub_table(content, codes, patient, profile)
+    elif not has_numbers_only(content):
         raise _refused("holds more than numbers")
     return content, new, dropped
 
 
-def bids_name(path: PurePosixPath, pseudonyms: Pseudonyms) -> PurePosixPath:
+def bids_name(path: PurePosixPath, codes: Codes) -> PurePosixPath:
     """Return the path of a file with its subject, session and free labels replaced.
 
     Raises:
         UserError: not a name that BIDS defines.
     """
-    folders = [_folder(part, pseudonyms) for part in path.parts[:-1]]
+    folders = [_folder(part, codes) for part in path.parts[:-1]]
     if path.name in _NAMELESS:
         return PurePosixPath(*folders, path.name)
     ending = next((e for e in _ENDINGS if path.name.endswith(e)), None)
@@ -198,12 +204,21 @@ def bids_name(path: PurePosixPath, pseudonyms: Pseudonyms) -> PurePosixPath:
     *entities, suffix = path.name[: -len(ending)].split("_")
     if suffix not in _SUFFIXES | _TABLES or not entities:
         raise _refused("has no name that BIDS defines")
-    renamed = [_entity(entity, pseudonyms) for entity in entities]
+    renamed = [_entity(entity, codes) for entity in entities]
     return PurePosixPath(*folders, "_".join([*renamed, suffix]) + ending)
 
 
-def scrub_sidecar(content: bytes) -> tuple[bytes, list[str]]:
+def has_numbers_only(content: bytes) -> bool:
+    """Whether a file, of b values or directions, holds nothing but numbers."""
+    return _NUMBER_LINES.fullmatch(content.decode("latin-1")) is not None
+
+
+def scrub_sidecar(content: bytes, description: bool = False) -> tuple[bytes, list[str]]:
     """Return a JSON sidecar with the keys and values on the list, and the names of known BIDS form that were dropped.
+
+    Args:
+        content: the file's bytes.
+        description: whether it describes the data set, which has to have a name: it gets a general one.
 
     Raises:
         UserError: not a JSON object.
@@ -215,16 +230,21 @@ def scrub_sidecar(content: bytes) -> tuple[bytes, list[str]]:
     if not isinstance(old, dict):
         raise _refused("is not a JSON object")
     kept = {key: value for key, value in old.items() if key in _SIDECAR and _SIDECAR[key](value)}
+    if description:
+        kept["Name"] = _DATA_SET_NAME
     return json.dumps(kept, indent=2, sort_keys=True).encode() + b"\n", _told(old.keys() - kept.keys())
 
 
-def scrub_table(content: bytes, pseudonyms: Pseudonyms, patient: str | None) -> tuple[bytes, list[str]]:
+def scrub_table(
+    content: bytes, codes: Codes, patient: str | None, profile: Profile = PROFILES["research"]
+) -> tuple[bytes, list[str]]:
     """Return a table with the columns on the list, values that do not fit them as n/a, and the columns dropped.
 
     Args:
         content: tab-separated, the first line names the columns.
-        pseudonyms: keyed.
+        codes: new identifiers.
         patient: the subject's old label where the table is one subject's.
+        profile: whether acquisition times and the subjects' age and sex may stay.
 
     Raises:
         UserError: not a table.
@@ -236,8 +256,9 @@ def scrub_table(content: bytes, pseudonyms: Pseudonyms, patient: str | None) -> 
     if not lines or len(set(lines[0])) < len(lines[0]) or any(len(line) not in (0, len(lines[0])) for line in lines):
         raise _refused("is not a table")
     head, rows = lines[0], [line for line in lines[1:] if line]
-    columns = {name: [_cell(name, row[k], pseudonyms, patient) for row in rows] for k, name in enumerate(head)}
-    kept = {name: cells for name, cells in columns.items() if name in _COLUMNS or name in _REWRITTEN}
+    columns = {name: [_cell(name, row[k], codes, patient) for row in rows] for k, name in enumerate(head)}
+    withheld = {name for option, names in _OPTIONAL.items() if option not in profile.options for name in names}
+    kept = {name: cells for name, cells in columns.items() if name in {*_COLUMNS, *_REWRITTEN} - withheld}
     text = io.StringIO()
     table = csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
     table.writerows([list(kept), *zip(*kept.values(), strict=True)])
@@ -254,21 +275,22 @@ _KNOWN = {
     *("ConversionSoftware", "ConversionSoftwareVersion", "ConsistencyInfo", "CoilString", "ReceiveCoilName"),
     *("TaskName", "IntendedFor", "Name", "Authors", "Funding", "date_of_birth", "group", "site", "trial_type"),
 }
+_OPTIONAL = {"patient-characteristics": ("age", "sex", "handedness"), "modified-dates": ("acq_time",)}
 _REWRITTEN = ("participant_id", "session_id", "filename", "age", "acq_time")
 
 
-def _cell(column: str, text: str, pseudonyms: Pseudonyms, patient: str | None) -> str:
+def _cell(column: str, text: str, codes: Codes, patient: str | None) -> str:
     if column in ("participant_id", "session_id", "filename"):
         if column == "filename":
-            return str(bids_name(PurePosixPath(text), pseudonyms))
-        return _entity(text, pseudonyms)
+            return str(bids_name(PurePosixPath(text), codes))
+        return _entity(text, codes)
     if column == "age":
         age = _decimal(text)
         if text == _OLD or (age is not None and age >= _OLDEST):
             return _OLD
         return "n/a" if age is None or age < 0 else text
     if column == "acq_time":
-        return _shifted(text, pseudonyms.day_shift(patient)) if patient else "n/a"
+        return _shifted(text, codes.day_shift(patient)) if patient else "n/a"
     return text if column in _COLUMNS and _COLUMNS[column](text) else "n/a"
 
 
@@ -284,22 +306,22 @@ def _decimal(text: str) -> float | None:
     return float(text) if re.fullmatch(r"-?\d{1,9}(?:\.\d{1,9})?", text) else None
 
 
-def _folder(part: str, pseudonyms: Pseudonyms) -> str:
+def _folder(part: str, codes: Codes) -> str:
     if part in _FOLDERS:
         return part
     if part.startswith(("sub-", "ses-")):
-        return _entity(part, pseudonyms)
+        return _entity(part, codes)
     raise _refused("lies in a folder that BIDS does not define")
 
 
-def _entity(entity: str, pseudonyms: Pseudonyms) -> str:
+def _entity(entity: str, codes: Codes) -> str:
     key, _, label = entity.partition("-")
     if not re.fullmatch("[0-9A-Za-z]+", label):
         raise _refused("has no name that BIDS defines")
     if key == "sub":
-        return f"sub-{pseudonyms.identifier('patient', label, 12)}"
+        return f"sub-{codes.identifier('patient', label, 12)}"
     if key == "ses" or key in _LABEL:
-        return entity if _PLAIN.fullmatch(label) else f"{key}-{pseudonyms.identifier(key, label, 8)}"
+        return entity if _PLAIN.fullmatch(label) else f"{key}-{codes.identifier(key, label, 8)}"
     if key in _INDEX and re.fullmatch(r"\d{1,3}", label):
         return entity
     raise _refused("has no name that BIDS defines")

@@ -26,7 +26,8 @@ from voxscore.deidentify.record import Record
 from voxscore.deidentify.refusal import Refusal
 from voxscore.deidentify.table import ROOT
 from voxscore.deidentify.text import TextCleaner
-from voxscore.volumes.files import volume_suffix, written_whole
+from voxscore.deidentify.volume_files import belongs_to_volumes, deidentify_volume_file
+from voxscore.volumes.files import written_whole
 from voxscore.volumes.quiet import quiet
 
 __all__ = ["Deidentifier", "Outcome", "deidentify_file"]
@@ -47,7 +48,7 @@ class Outcome:
         sha256: of the output's bytes.
         sop_class: its SOP class, "" for other formats.
         actions: action -> how many elements.
-        tags: "GGGGEEEE action" -> how many elements.
+        tags: "GGGGEEEE action", or "key X" for a key or column of BIDS that was dropped -> how many.
         codes: options of which an action ran.
         unknown: tags that the dictionary does not know.
         private: safe private elements that were kept.
@@ -68,7 +69,7 @@ class Outcome:
 
 
 class Deidentifier:
-    """De-identifies DICOM objects.
+    """De-identifies DICOM objects, NIfTI volumes and BIDS files.
 
     Args:
         profile: what is asked for.
@@ -108,6 +109,22 @@ class Deidentifier:
                 raise Refusal("is no DICOM file, or a damaged one") from error
             except Exception as error:  # pydicom raises many types on bad bytes, with values of the file in them
                 raise Refusal("is a damaged DICOM file") from error
+
+    def volume_file(self, content: bytes, path: Path, source: Path) -> tuple[bytes, Outcome]:
+        """Return the bytes of a NIfTI volume or of what belongs to it, and what was done.
+
+        Args:
+            content: of the file.
+            path: where it lies.
+            source: the folder that is de-identified.
+
+        Raises:
+            Refusal: it is not released.
+        """
+        written, name, dropped = deidentify_volume_file(content, path, source, self.profile, self.codes)
+        return written, Outcome(
+            name.as_posix(), hashlib.sha256(written).hexdigest(), tags={f"{k} X": 1 for k in dropped}
+        )
 
     def _dicom(self, content: bytes) -> tuple[bytes, Outcome]:
         dataset = pydicom.dcmread(BytesIO(content))
@@ -167,11 +184,12 @@ class Deidentifier:
         )
 
 
-def deidentify_file(path: Path, output: Path, deidentifier: Deidentifier) -> Outcome:
+def deidentify_file(path: Path, output: Path, deidentifier: Deidentifier, source: Path | None = None) -> Outcome:
     """De-identify one file, by its format.
 
     Args:
         path: the file.
+        source: the folder it is part of, which says what names of folders mean; the file alone unless given.
         output: the folder under which the new file goes, with a name made of new identifiers.
         deidentifier: does it.
 
@@ -181,13 +199,14 @@ def deidentify_file(path: Path, output: Path, deidentifier: Deidentifier) -> Out
     """
     if path.is_symlink():
         raise Refusal("is a symbolic link")
-    if volume_suffix(path):
-        raise Refusal("is no DICOM file")
     try:
         content = path.read_bytes()
     except OSError as error:
         raise Refusal("cannot be read") from error
-    written, outcome = deidentifier.dicom(content)
+    if belongs_to_volumes(path, source or path):
+        written, outcome = deidentifier.volume_file(content, path, source or path)
+    else:
+        written, outcome = deidentifier.dicom(content)
     with written_whole(output / outcome.output, overwrite=True) as unfinished:
         unfinished.write_bytes(written)
     return outcome

@@ -37,7 +37,7 @@ __all__ = ["MANIFEST", "Settings", "Summary", "deidentify_tree", "find_files", "
 
 MANIFEST = "manifest.json"
 JOURNAL = ".journal.jsonl"
-_DUPLICATE = "another file with other content has the same SOP instance UID"
+_DUPLICATE = "another file with other content has the same SOP instance UID or name"
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def deidentify_tree(
     names = {path: deidentifier.codes.identifier("file", _identity(path, source)) for path in files}
     todo = [path for path in files if not journal.is_done(names[path], output)]
     try:
-        for count, (path, entry) in enumerate(_work(todo, output, settings, deidentifier, workers), 1):
+        for count, (path, entry) in enumerate(_work(todo, source, output, settings, deidentifier, workers), 1):
             journal.add(names[path], entry, output)
             if advance:
                 advance(len(files) - len(todo) + count, len(files))
@@ -236,30 +236,30 @@ class _Journal:
 _worker: dict[str, Any] = {}
 
 
-def _start(output: Path, settings: Settings) -> None:
-    _worker.update(output=output, deidentifier=settings.deidentifier())
+def _start(source: Path, output: Path, settings: Settings) -> None:
+    _worker.update(source=source, output=output, deidentifier=settings.deidentifier())
 
 
 def _one(path: Path) -> dict[str, Any]:
-    return _entry(path, _worker["output"], _worker["deidentifier"])
+    return _entry(path, **_worker)
 
 
-def _entry(path: Path, output: Path, deidentifier: Deidentifier) -> dict[str, Any]:
+def _entry(path: Path, source: Path, output: Path, deidentifier: Deidentifier) -> dict[str, Any]:
     try:
-        return asdict(deidentify_file(path, output, deidentifier))
+        return asdict(deidentify_file(path, output, deidentifier, source))
     except Refusal as refusal:
         return {"reason": refusal.reason}
 
 
 def _work(
-    todo: list[Path], output: Path, settings: Settings, deidentifier: Deidentifier, workers: int
+    todo: list[Path], source: Path, output: Path, settings: Settings, deidentifier: Deidentifier, workers: int
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     if workers <= 1 or len(todo) < 2:
         for path in todo:
-            yield path, _entry(path, output, deidentifier)
+            yield path, _entry(path, source, output, deidentifier)
         return
     # Started anew rather than forked: a fork copies the locks of whatever threads the parent has.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (output, settings)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (source, output, settings)) as pool:
         yield from zip(todo, pool.map(_one, todo, chunksize=8), strict=True)
 
 

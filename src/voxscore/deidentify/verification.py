@@ -1,14 +1,17 @@
 """Looks for what should not be there, in the outputs of a run.
 
 Two independent searches. The first needs the outputs alone: are they whole, marked and listed in the manifest, and do
-they hold no attribute that a profile never lets pass? The second needs the originals: all names, numbers and UIDs of
-their headers are looked for in the bytes of every output, wherever they may stand.
+they hold no attribute, header field, key or column that a profile never lets pass? The second needs the originals: all
+names, numbers and UIDs of their DICOM headers, and the labels of BIDS subjects, are looked for in the text of every
+output, wherever it may stand.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from voxscore.deidentify import values
+from voxscore.deidentify.bids import has_numbers_only, scrub_sidecar
+from voxscore.deidentify.nifti import rebuilt_nifti
 from voxscore.deidentify.refusal import Refusal
 from voxscore.deidentify.table import ROOT, vr_of
 from voxscore.deidentify.text import tokens_of, vocabulary
@@ -70,9 +75,29 @@ def verify(output: Path, source: Path | None = None) -> list[Finding]:
         path = output / name
         if sha256(path) != listed[name]:
             findings.append(Finding(name, "was changed since"))
-        if path.suffix == ".dcm":
-            findings += [Finding(name, fault) for fault in _faults(path, secrets)]
+        faults = _faults if path.suffix == ".dcm" else _volume_faults
+        findings += [Finding(name, fault) for fault in faults(path, secrets)]
     return findings
+
+
+def _volume_faults(path: Path, secrets: set[bytes]) -> list[str]:
+    content = path.read_bytes()
+    try:
+        if path.name.endswith((".nii", ".nii.gz")):
+            plain = gzip.decompress(content) if path.suffix == ".gz" else content
+            clean, content = plain == rebuilt_nifti(content, path, compressed=False), b""
+        elif path.suffix == ".json":
+            clean = scrub_sidecar(content, path.name == "dataset_description.json")[0] == content
+        else:
+            clean = path.suffix == ".tsv" or has_numbers_only(content)
+    except (UserError, OSError, EOFError, zlib.error):
+        return ["cannot be read"]
+    return ([] if clean else ["holds what should have been dropped"]) + _hits(content, secrets)
+
+
+def _hits(content: bytes, secrets: set[bytes]) -> list[str]:
+    hits = len({word.lower() for word in _WORDS.findall(content)} & secrets) if secrets else 0
+    return [f"holds {hits} names, numbers or UIDs of the originals"] if hits else []
 
 
 def _faults(path: Path, secrets: set[bytes]) -> list[str]:
@@ -98,9 +123,7 @@ def _faults(path: Path, secrets: set[bytes]) -> list[str]:
             content = _searchable(dataset)
         except Exception:
             return ["cannot be read"]
-    found = {word.lower() for word in _WORDS.findall(content)} if secrets else set()
-    hits = len(found & secrets)
-    return faults + ([f"holds {hits} names, numbers or UIDs of the originals"] if hits else [])
+    return faults + _hits(content, secrets)
 
 
 def _searchable(dataset: Dataset) -> bytes:
@@ -120,10 +143,11 @@ def _searchable(dataset: Dataset) -> bytes:
 
 
 def _secrets(source: Path) -> set[bytes]:
-    """Names, numbers and UIDs in the headers of the originals, in lower case."""
+    """Names, numbers and UIDs in the headers and labels of subjects in the names of the originals, in lower case."""
     secrets: set[str] = set()
     vendors: set[str] = set()
     for path in find_files(source):
+        secrets |= {part[4:].split("_")[0].lower() for part in path.parts if part.startswith("sub-")}
         with quiet():
             try:
                 dataset = pydicom.dcmread(path, stop_before_pixels=True)
