@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
+from voxscore.deidentify.code_streams import blank_comments
 from voxscore.deidentify.codes import Codes
 from voxscore.deidentify.headers import HeaderCleaner
 from voxscore.deidentify.pixels import PixelCleaner
@@ -134,6 +135,8 @@ class Deidentifier:
         before = _pixel_digest(dataset)
         cleaned_pixels = self._pixels.clean(dataset)
         syntax = UID(dataset.file_meta.TransferSyntaxUID)
+        if syntax.is_encapsulated and "PixelData" in dataset:
+            dataset.PixelData = blank_comments(dataset.PixelData, syntax)
         new, record = self._headers.clean(dataset, ["clean-pixel-data"] if cleaned_pixels else [])
         if cleaned_pixels:
             new.BurnedInAnnotation = "NO"

@@ -98,6 +98,7 @@ def conformance_statement(profile: Profile) -> str:
         "  replaced, text cleaned as above; attributes that the dictionary does not know are removed.",
         "- **Pixels.** Objects that carry text as a rule (ultrasound, angiography, screen captures, declared text) are",
         "  released only where a rule says what to blank. Faces in volumes are not removed by this command.",
+        "  Comments and application segments of JPEG, JPEG-LS and JPEG 2000 are overwritten; videos are not read.",
         "- **File.** Preamble and file meta information are replaced.",
         "- **NIfTI and BIDS.** Headers are built anew from the fields that say how to read and place the voxels. Names",
         "  get codes. Sidecars and tables keep listed keys and columns whose values have the listed form. Age, sex and",
