@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import shutil
 
 import nibabel as nib
@@ -14,6 +15,10 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from voxscore.bundles import find_bundle
 from voxscore.networks import ScoreUNet
 from voxscore.volumes import sha256
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads would only wait for each other
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def labelled_crop(seed, shape=(20, 24, 18)):
