@@ -23,7 +23,7 @@ from synthesis import LAYERS, loaded
 from torch import Generator, Tensor
 
 from voxscore.bundles import find_bundle
-from voxscore.diffusion import Denoiser, Euler, Sampler, Teleport, VolumeNoise, karras_times, sample
+from voxscore.diffusion import Denoiser, Euler, RefineGroup, Sampler, Teleport, VolumeNoise, karras_times, sample
 from voxscore.evaluation import mmd, segmentation_features
 from voxscore.evaluation.kernels import RBFKernel, median_distance
 from voxscore.inferers import volume_seed
@@ -65,7 +65,9 @@ def main() -> None:
     bundle = find_bundle("hippocampus_synthesis")
     synthesizer = Synthesizer(bundle, torch.device("cpu"))
     denoiser = synthesizer.inferer._denoiser(synthesizer.network)
-    teleport = synthesizer.inferer.sampler
+    refine = synthesizer.inferer.sampler
+    assert isinstance(refine, RefineGroup)
+    teleport = refine.sampler  # the label's last evaluation changes no image
     assert isinstance(teleport, Teleport)
     sampler, top = teleport.sampler, float(denoiser.path.ratio(denoiser.path.t_noise))
     field = [int(n) for n in bundle.metadata["field_of_view_mm"]]

@@ -52,7 +52,7 @@ def test_a_data_set_that_tools_load(synthesize, tmp_path):
     assert content["synthetic"] is True
     assert content["settings"]["bundle"]["weights_sha256"]
     assert [entry["seed"] for entry in content["volumes"]] == [volume_seed(0, k) for k in range(3)]
-    assert {entry["evaluations"] for entry in content["volumes"]} == {content["settings"]["steps"]}
+    assert {entry["evaluations"] for entry in content["volumes"]} == {content["settings"]["steps"] + 1}
     assert (out / "contact_sheet.png").stat().st_size > 1000
     assert not (out / "dicom").exists()
 
@@ -88,7 +88,7 @@ def test_steps_and_sampler_are_what_is_used(synthesize, tmp_path):
         out = tmp_path / sampler
         assert synthesize("--number", 1, "--output", out, "--steps", steps, "--sampler", sampler)[0] == 0
         evaluations[sampler] = manifest(out)["volumes"][0]["evaluations"]
-    assert evaluations == {"ddim": 3, "heun": 5, "unipc": 4, "ancestral": 4}
+    assert evaluations == {"ddim": 4, "heun": 6, "unipc": 5, "ancestral": 5}
     assert len({hashes(tmp_path / s)["synthetic_0000"] for s in evaluations}) == 4
 
 

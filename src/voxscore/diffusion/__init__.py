@@ -12,6 +12,7 @@ Read in this order; each file begins with its theory.
     ode_samplers    ... by the probability-flow ODE
     sde_samplers    ... with noise on the way
     teleportation   skipping the first steps
+    refinement      a last look at one group
     likelihood      how probable a volume is
     posteriors      a denoiser that has seen a measurement
     objectives      what training minimises
@@ -67,6 +68,7 @@ from voxscore.diffusion.objectives import (
 from voxscore.diffusion.ode_samplers import DEIS, DPMSolver, Euler, Heun, UniPC
 from voxscore.diffusion.paths import EDM, VE, VP, Cosine, Discrete, Flow, Path, SubVP
 from voxscore.diffusion.posteriors import DPS, Decomposed, MomentMatching, PiGDM, Projection
+from voxscore.diffusion.refinement import RefineGroup
 from voxscore.diffusion.samplers import Sampler, VolumeNoise, sample, trajectory
 from voxscore.diffusion.sde_samplers import Ancestral, Consistency, PredictorCorrector, Restart, ReverseDiffusion
 from voxscore.diffusion.teleportation import Teleport, explained_variance, jump_ratio
@@ -117,6 +119,7 @@ __all__ = [
     "PredictorCorrector",
     "Projection",
     "QuarterTurn",
+    "RefineGroup",
     "Restart",
     "ReverseDiffusion",
     "Sampler",

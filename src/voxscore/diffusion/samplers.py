@@ -127,8 +127,8 @@ class WatchedDenoiser(Denoiser):
             raise ValueError(f"the denoiser made {tuple(d.shape)} of a volume {tuple(x.shape)}")
         if not torch.isfinite(d).all():
             raise FloatingPointError(
-                f"the denoiser returned NaN or infinity at t = {float(t):.6g}, "
-                f"noise level sigma/alpha = {float(self.path.ratio(t)):.6g}"
+                f"the denoiser returned NaN or infinity at t = {float(t.max()):.6g}, "
+                f"noise level sigma/alpha = {float(self.path.ratio(t).max()):.6g}"
             )
         return d
 
