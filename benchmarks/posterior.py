@@ -35,6 +35,7 @@ from voxscore.evaluation import (
     reliability_diagram,
     score_labels,
 )
+from voxscore.posterior import class_shares
 from voxscore.segmentation import Segmenter
 from voxscore.training import datalist
 from voxscore.volumes import read_label_map, read_volume
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--bundle", default="hippocampus_posterior")
     parser.add_argument("--samples", type=int, default=40)
-    parser.add_argument("--picture", type=Path, help="reliability diagram of N samples")
+    parser.add_argument("--picture", type=Path, help="reliability diagram of the samples' shares")
     parser.add_argument("--one-evaluation-only", action="store_true")
     parser.add_argument("--training-cases", action="store_true")
     arguments = parser.parse_args()
@@ -64,7 +65,9 @@ def main() -> None:
     cases = [case for case in datalist(arguments.data) if (case["name"] in kept_out) != arguments.training_cases]
     cases = cases[::12] if arguments.training_cases else cases
     names = {value: label.name for value, label in bundle.labels.items()}
-    ways = ["one evaluation"] + ([] if arguments.one_evaluation_only else [f"{arguments.samples} samples"])
+    ways = ["one evaluation"] + (
+        [] if arguments.one_evaluation_only else ["16 samples", f"{arguments.samples} samples"]
+    )
     dice: dict[str, list[list[float]]] = {way: [] for way in ways}
     calibration = {way: CalibrationMetric(margin=MARGIN) for way in ways}
     truths: dict[str, list[float]] = {name: [] for name in names.values()}
@@ -81,11 +84,12 @@ def main() -> None:
         results = {ways[0]: (found.labels, found.probabilities)}
         if not arguments.one_evaluation_only:
             start = time.perf_counter()
-            sampled = segmenter.sample(image, arguments.samples)
-            drawn = sampled.posterior
+            drawn = segmenter.sample(image, arguments.samples).posterior
             assert drawn is not None
             seconds[ways[-1]] += time.perf_counter() - start
-            results[ways[-1]] = (sampled.labels, sampled.probabilities)
+            for way, n in zip(ways[1:], (16, arguments.samples), strict=True):
+                shares = class_shares(drawn.samples[:n], len(names) + 1)
+                results[way] = (shares.argmax(0).astype(np.uint8), shares)
             level = drawn.level
             rough["true labels"].append(roughness(truth.array))
             rough[ways[0]].append(roughness(found.labels))

@@ -1,16 +1,15 @@
 """What samples of a label map say together: how likely each class is at a voxel, and how large a structure may be.
 
-A sampling run ends in the denoiser's p_n = p(class | image, last noisy label), and its label map y_n is the argmax of
-that. The mean of the ends estimates the posterior at a voxel,
+Of N label maps y_1 ... y_N drawn from p(label | image) the share that give class k at a voxel estimates its
+probability there, and the entropy of the shares says how unsure the label is:
 
-    p = sum_n p_n / N,        E p_n = p(class | image) by the tower property,
+    p_k = #{n : y_n = k} / N,        H = -sum_k p_k ln p_k  nats.
 
-with less variance than the share of label maps that give a class (Rao and Blackwell), and the entropy
+H is 0 where all samples agree, and ln 2 where two classes are equally likely.
 
-    H = -sum_k p_k ln p_k  nats
-
-says how unsure the label is: 0 where all runs agree and are sure, ln 2 where two classes are equally likely. Volumes
-are counted in the label maps, which hang together as the ends of single voxels do not.
+A run ends in a probability vector p(class | last state), which is almost one-hot, so the mean of the ends would hardly
+differ from the share. The share is taken because the volumes of a structure are counted in the same label maps: summed
+over voxels, p_k is the mean of the samples' volumes, exactly.
 """
 
 from __future__ import annotations
@@ -22,9 +21,23 @@ import numpy as np
 
 from voxscore.evaluation import VolumeInterval, volume_interval
 
-__all__ = ["LEVEL", "Posterior", "voxel_entropy"]
+__all__ = ["LEVEL", "Posterior", "class_shares", "voxel_entropy"]
 
 LEVEL = 0.95
+
+
+def class_shares(samples: np.ndarray, classes: int) -> np.ndarray:
+    """Share of the samples that give each class.
+
+    Args:
+        samples: label maps, (N, X, Y, Z) of integers 0 to classes - 1.
+        classes: how many, background included.
+
+    Returns:
+        (classes, X, Y, Z) float32, summing to one over the classes.
+    """
+    counts = np.stack([np.count_nonzero(samples == k, axis=0) for k in range(classes)])
+    return (counts / len(samples)).astype(np.float32)
 
 
 def voxel_entropy(probabilities: np.ndarray) -> np.ndarray:
@@ -46,7 +59,7 @@ class Posterior:
 
     Attributes:
         samples: label maps, (N, X, Y, Z) uint8; sample k has the seed `volume_seed(seed, k)`.
-        entropy: of the mean of the runs' ends, (X, Y, Z) float32, nats.
+        entropy: of the share of samples that give each class, (X, Y, Z) float32, nats.
         seed: of the samples.
         evaluations: of the network for one sample (NFE).
         sampler: name of the step rule.

@@ -8,7 +8,7 @@ input's grid before the argmax, not labels.
 
 A bundle with the id `sampling` also has a posterior, whose samples take the place of the one evaluation:
 
-    volume -> preprocessing -> N sampling runs, inverse transforms of each -> argmax of each, and their mean
+    volume -> preprocessing -> N sampling runs, inverse transforms of each -> argmax of each, and of their mean
 
 so a sample is a label map that hangs together, where the argmax of one evaluation decides every voxel for itself.
 """
@@ -34,7 +34,7 @@ from voxscore.errors import UserError
 from voxscore.evaluation import label_volumes
 from voxscore.inference import inference_config, loaded_network
 from voxscore.inferers import FittedWindowInferer, SamplerInferer, volume_seed
-from voxscore.posterior import Posterior, voxel_entropy
+from voxscore.posterior import Posterior, class_shares, voxel_entropy
 from voxscore.volumes import Volume, sha256, write_dicom_seg, write_volume, written_whole
 
 __all__ = ["Outputs", "Result", "Segmentation", "Segmenter", "content_sha256", "resolve_device", "segment_volume"]
@@ -134,8 +134,9 @@ class Segmenter:
     ) -> Segmentation:
         """Segment one volume by samples of the posterior.
 
-        The probabilities are the mean of the runs' ends, the labels their argmax and the entropy theirs; the samples
-        are the argmax of each end.
+        The probabilities are the share of samples that give each class, and sum up to the samples' volumes; the
+        entropy is theirs. The labels are the argmax of the mean of the runs' ends, which decides where shares are tied.
+        Where ends are not quite one-hot it may differ from the largest share: a few voxels in a thousand.
 
         Args:
             volume: no larger than the bundle's window, because samples of tiles would not fit each other.
@@ -160,7 +161,7 @@ class Segmenter:
                 total = total + p
                 if progress is not None:
                     progress()
-        probabilities = (total / n).astype(np.float32)
+        probabilities = class_shares(samples, len(total))
         posterior = Posterior(
             samples,
             voxel_entropy(probabilities),
@@ -168,7 +169,7 @@ class Segmenter:
             evaluations=len(calls) // math.ceil(n / BATCH),
             sampler=type(sampling.sampler).__name__,
         )
-        labels = probabilities.argmax(0).astype(np.uint8)
+        labels = total.argmax(0).astype(np.uint8)
         return Segmentation(labels, probabilities, time.perf_counter() - start, posterior)
 
     def check_sampling(self, n: int, seed: int) -> SamplerInferer:
