@@ -7,6 +7,7 @@ import uuid
 import pytest
 from pydicom.uid import UID
 
+from voxscore.deidentify.codes import Crosswalk, RandomCodes, RecordedCodes
 from voxscore.deidentify.pseudonyms import MAX_SHIFT_DAYS, Pseudonyms, read_key
 from voxscore.errors import UserError
 
@@ -62,3 +63,12 @@ def test_keys_are_read_and_short_ones_refused(tmp_path):
         Pseudonyms(b"short")
     with pytest.raises(UserError, match="no such file"):
         read_key(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("lengths", [(12, 16), (16, 12)])
+@pytest.mark.parametrize("kind", [RecordedCodes, RandomCodes])
+def test_a_crosswalk_gives_one_code_whoever_asks_first(tmp_path, kind, lengths):
+    codes = kind(Pseudonyms(bytes(32)), Crosswalk(tmp_path / "codes.csv"))
+    found = {n: codes.identifier("patient", "4711", n) for n in lengths}
+    assert [len(found[n]) for n in (12, 16)] == [12, 16]
+    assert found[16].startswith(found[12])

@@ -27,6 +27,8 @@ __all__ = ["Codes", "Crosswalk", "RandomCodes", "RecordedCodes"]
 _HEADER = ["kind", "old", "new"]
 # Not identifiers of a person or an object, so of no use in a crosswalk.
 _UNRECORDED = {"file", "seal", "title"}
+# One code for all lengths, so that it does not matter whether DICOM or BIDS asks for a patient first.
+_RECORDED = 16
 
 
 class Codes(Protocol):
@@ -125,7 +127,7 @@ class RecordedCodes:
         """Return the keyed code of an identifier."""
         if kind in _UNRECORDED:
             return self._pseudonyms.identifier(kind, value, length)
-        return self._crosswalk.get(kind, value, lambda: self._pseudonyms.identifier(kind, value, length))
+        return self._crosswalk.get(kind, value, lambda: self._pseudonyms.identifier(kind, value, _RECORDED))[:length]
 
     def day_shift(self, patient: str) -> int:
         """Return the keyed shift of a patient's dates."""
@@ -156,7 +158,7 @@ class RandomCodes:
         """Return random hexadecimal digits, always the same for one value of a kind."""
         if kind in _UNRECORDED:
             return self._pseudonyms.identifier(kind, value, length)
-        return self._crosswalk.get(kind, value, lambda: secrets.token_hex(length)[:length].upper())
+        return self._crosswalk.get(kind, value, lambda: secrets.token_hex(_RECORDED // 2).upper())[:length]
 
     def day_shift(self, patient: str) -> int:
         """Return a random shift, always the same for one patient."""
