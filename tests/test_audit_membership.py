@@ -1,8 +1,5 @@
 """The network's part in the audit: membership from a bundle, and an over-trained denoiser that fails."""
 
-import json
-import shutil
-
 import pytest
 import torch
 from torch import Generator
@@ -12,8 +9,6 @@ from voxscore.bundles import find_bundle
 from voxscore.diffusion import EDM, EmpiricalDenoiser, Gaussian, GaussianDenoiser, VolumeNoise, denoising_loss
 from voxscore.errors import UserError
 from voxscore.evaluation import Verdict, membership_inference
-from voxscore.networks import JointScoreUNet
-from voxscore.volumes import sha256
 
 
 def correlated(n, seed):
@@ -47,26 +42,8 @@ def test_an_over_trained_denoiser_fails_and_one_that_knows_the_distribution_does
 
 
 @pytest.fixture
-def small_bundle(tmp_path):
-    """The synthesis bundle with few random weights, for volumes of 20 x 24 x 20."""
-    root = tmp_path / "bundle"
-    shutil.copytree(find_bundle("hippocampus_synthesis").root, root, ignore=shutil.ignore_patterns("models"))
-    config = json.loads((root / "configs/inference.json").read_text())
-    config["network_def"] |= {"channels": [8, 8, 8], "correlations": len(config["correlation_widths"])}
-    config["size"] = [20, 24, 20]
-    config["inferer"]["full_precision"] = True
-    (root / "configs/inference.json").write_text(json.dumps(config))
-    (root / "models").mkdir()
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
-        network = JointScoreUNet(**{k: v for k, v in config["network_def"].items() if k != "_target_"})
-        gaussian = Gaussian.fit(torch.randn(8, 4, *config["size"]), "fourier")
-    torch.save(network.state_dict(), root / "models/model.pt")
-    torch.save(gaussian.state_dict(), root / "models/gaussian.pt")
-    metadata = json.loads((root / "configs/metadata.json").read_text())
-    metadata["weights_sha256"] = {f"models/{n}": sha256(root / "models" / n) for n in ("model.pt", "gaussian.pt")}
-    (root / "configs/metadata.json").write_text(json.dumps(metadata))
-    return find_bundle(root)
+def small_bundle(tiny_synthesis):
+    return find_bundle(tiny_synthesis)
 
 
 def test_a_bundle_is_asked_about_each_case_with_noise_of_its_own(small_bundle, dataset):

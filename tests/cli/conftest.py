@@ -9,8 +9,7 @@ import torch
 
 from voxscore.bundles import find_bundle
 from voxscore.cli import main
-from voxscore.diffusion import Gaussian
-from voxscore.networks import JointScoreUNet, ScoreUNet
+from voxscore.networks import ScoreUNet
 from voxscore.volumes import sha256
 
 
@@ -52,32 +51,6 @@ def tiny_bundle(tmp_path_factory):
     torch.save(network.state_dict(), root / "models/model.pt")
     metadata = json.loads((root / "configs/metadata.json").read_text())
     metadata["weights_sha256"] = {"models/model.pt": sha256(root / "models/model.pt")}
-    (root / "configs/metadata.json").write_text(json.dumps(metadata))
-    return root
-
-
-@pytest.fixture(scope="session")
-def tiny_synthesis(tmp_path_factory):
-    """The synthesis bundle with small random weights and a small Gaussian: volumes of 12 x 20 x 14."""
-    root = tmp_path_factory.mktemp("bundles") / "tiny_synthesis"
-    shutil.copytree(find_bundle("hippocampus_synthesis").root, root, ignore=shutil.ignore_patterns("models"))
-    config = json.loads((root / "configs/inference.json").read_text())
-    config["network_def"] |= {"channels": [8, 8, 8], "correlations": len(config["correlation_widths"])}
-    config |= {"size": [20, 24, 20], "field_of_view": [12, 20, 14], "steps": 4}
-    for inferer in ("inferer", "conditional"):
-        config[inferer]["full_precision"] = True
-    (root / "configs/inference.json").write_text(json.dumps(config))
-    (root / "models").mkdir()
-    arguments = {k: v for k, v in config["network_def"].items() if k != "_target_"}
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
-        network = JointScoreUNet(**arguments)
-        torch.nn.init.normal_(network.head[-1].weight)  # it starts at zero and would have nothing to say
-        gaussian = Gaussian.fit(torch.randn(8, 4, *config["size"]), "fourier")
-    torch.save(network.state_dict(), root / "models/model.pt")
-    torch.save(gaussian.state_dict(), root / "models/gaussian.pt")
-    metadata = json.loads((root / "configs/metadata.json").read_text())
-    metadata["weights_sha256"] = {f"models/{n}": sha256(root / "models" / n) for n in ("model.pt", "gaussian.pt")}
     (root / "configs/metadata.json").write_text(json.dumps(metadata))
     return root
 
