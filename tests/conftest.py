@@ -164,6 +164,7 @@ def gaussian_reconstruction(tmp_path_factory):
     torch.save(network.state_dict(), root / "models/model.pt")
     metadata = json.loads((root / "configs/metadata.json").read_text())
     metadata["weights_sha256"] = {"models/model.pt": sha256(root / "models/model.pt")}
+    del metadata["voxel_spacing_mm"]  # it knows any
     (root / "configs/metadata.json").write_text(json.dumps(metadata))
     return root
 

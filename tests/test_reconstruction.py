@@ -67,6 +67,25 @@ def test_a_sample_depends_on_seed_and_place_alone(reconstructor, save_nifti, obl
     np.testing.assert_allclose(np.abs(pair.mean - first.mean) * np.sqrt(2), pair.sd, atol=1e-3)
 
 
+def test_a_grid_the_network_never_saw_is_said(reconstructor, save_nifti):
+    """Stored as S, R, A here; the limits are those of R, A, S with a third of tolerance."""
+    known = reconstructor()
+    known.bundle.metadata["voxel_spacing_mm"] = [[1, 1], [1, 1], [1, 3]]
+
+    def warnings(*ras):
+        affine = np.zeros((4, 4))
+        affine[0, 1], affine[1, 2], affine[2, 0], affine[3, 3] = *ras, 1
+        return known.warnings_for(read_measurement(save_nifti(image(), affine), "denoise"))
+
+    assert warnings(1.29, -0.78, 3.8) == warnings(0.9, 1.1, 0.8) == []
+    for spacing, text in (((1, 1, 4), "1 x 1 x 4"), ((0.5, 1, 1), "0.5 x 1 x 1"), ((1, 3, 1), "1 x 3 x 1")):
+        (line,) = warnings(*spacing)
+        assert f"has voxels of {text} mm" in line
+        assert "trained on 1 x 1 x (1 to 3)" in line
+    del known.bundle.metadata["voxel_spacing_mm"]
+    assert warnings(5, 5, 5) == []
+
+
 def test_stored_axes_do_not_matter(reconstructor, save_nifti):
     """The prior sees RAS axes: the same volume stored otherwise has the same samples, in its own order."""
     y = image()

@@ -1,11 +1,12 @@
 """Finding MONAI bundles, and refusing weights that are not the ones they were published with.
 
 A bundle is a folder of configuration and weights (`configs/`, `models/`, `docs/`) without Python. voxscore reads
-three keys of its `configs/metadata.json` beyond MONAI's own:
+keys of its `configs/metadata.json` beyond MONAI's own:
 
     weights_sha256   {"models/model.pt": hex digest, ...}     checked before every load
     labels           {"1": {"name": ..., "color": [r, g, b], "code": [value, scheme, meaning]}, ...}
     field_of_view_mm the extent of what the network was trained on, in mm per RAS axis
+    voxel_spacing_mm the smallest and the largest spacing it was trained on, in mm: [[low, high], ...] per RAS axis
 """
 
 from __future__ import annotations

@@ -1,15 +1,9 @@
-"""What samples of a label map say together: how likely each class is at a voxel, and how large a structure may be.
+"""How unsure a label map is: voxel by voxel, and of the volume of a structure.
 
-Of N label maps y_1 ... y_N drawn from p(label | image) the share that give class k at a voxel estimates its
-probability there, and the entropy of the shares says how unsure the label is:
-
-    p_k = #{n : y_n = k} / N,        H = -sum_k p_k ln p_k  nats.
-
-H is 0 where all samples agree, and ln 2 where two classes are equally likely.
-
-A run ends in a probability vector p(class | last state), which is almost one-hot, so the mean of the ends would hardly
-differ from the share. The share is taken because the volumes of a structure are counted in the same label maps: summed
-over voxels, p_k is the mean of the samples' volumes, exactly.
+The entropy of a voxel's class probabilities says how unsure its label is, H = -sum_k p_k ln p_k nats: 0 where the class
+is certain, and ln 2 where two classes are equally likely. A volume is a sum over voxels that go together, of which no
+probability of single voxels tells; label maps y_1 ... y_N drawn from p(label | image) do. The share of them that give
+class k at a voxel, #{n : y_n = k} / N, estimates its probability there, with an error of up to 1 / (2 sqrt(N)).
 """
 
 from __future__ import annotations
@@ -59,7 +53,7 @@ class Posterior:
 
     Attributes:
         samples: label maps, (N, X, Y, Z) uint8; sample k has the seed `volume_seed(seed, k)`.
-        entropy: of the share of samples that give each class, (X, Y, Z) float32, nats.
+        entropy: of each voxel's class probabilities in one evaluation, (X, Y, Z) float32, nats.
         seed: of the samples.
         evaluations: of the network for one sample (NFE).
         sampler: name of the step rule.

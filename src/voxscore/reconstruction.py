@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.inferers import Inferer
@@ -241,6 +242,21 @@ class Reconstructor:
                 raise UserError(measurement.path, fault, "check that this is the measurement you meant") from error
             return operator.stored(drawn.cpu())[:, 0].contiguous()
 
+    def warnings_for(self, measurement: Measurement) -> list[str]:
+        """What the user should know before trusting a result on this measurement."""
+        trained = self.bundle.metadata.get("voxel_spacing_mm")
+        if trained is None:
+            return []
+        axes = nib.orientations.io_orientation(measurement.affine)[:, 0]
+        spacing = nib.affines.voxel_sizes(measurement.affine)[np.argsort(axes)]
+        if all(low / 1.3 <= s <= 1.3 * high for s, (low, high) in zip(spacing, trained, strict=True)):
+            return []
+        known = " x ".join(f"{low:g}" if low == high else f"({low:g} to {high:g})" for low, high in trained)
+        return [
+            f"has voxels of {' x '.join(f'{s:.3g}' for s in spacing)} mm (right x anterior x superior), but "
+            f"{self.bundle.name} was trained on {known}: it may know their look less well than its README says"
+        ]
+
     def manifest(self) -> dict[str, Any]:
         """What a result depends on besides its input: bundle, weights, settings, device."""
         return {
@@ -324,7 +340,7 @@ def reconstruct_measurement(
         write_volume(found.mean, grid, partial[outputs.mean], overwrite=True)
         if outputs.sd is not None and found.sd is not None:
             write_volume(found.sd, grid, partial[outputs.sd], overwrite=True)
-        entry = _entry(measurement, found, seed, reference)
+        entry = _entry(measurement, found, seed, reference, reconstructor.warnings_for(measurement))
         if outputs.report is not None:
             page = _page(measurement, found, reference, entry, reconstructor.manifest() | entry)
             # A file name need not be UTF-8.
@@ -366,7 +382,9 @@ def _grid(measurement: Measurement, found: Reconstruction) -> Volume:
     return Volume(found.mean, found.affine, measurement.path, measurement.name, "nifti", None)
 
 
-def _entry(measurement: Measurement, found: Reconstruction, seed: int, reference: Volume | None) -> dict[str, Any]:
+def _entry(
+    measurement: Measurement, found: Reconstruction, seed: int, reference: Volume | None, warnings: list[str]
+) -> dict[str, Any]:
     """What the manifest says of one measurement, but for its outputs."""
     entry: dict[str, Any] = {
         "input": str(measurement.path),
@@ -376,7 +394,7 @@ def _entry(measurement: Measurement, found: Reconstruction, seed: int, reference
         "seed": seed,
         "evaluations": found.evaluations,
         "seconds": round(found.seconds, 3),
-        "warnings": [],
+        "warnings": warnings,
     }
     if reference is not None:
         images = {measurement.plain_name: found.plain, "reconstruction": found.mean}

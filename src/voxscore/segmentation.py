@@ -6,11 +6,12 @@ Steps, network and weights come from the bundle's `configs/inference.json`. As i
 left to the host, because voxscore writes in the input's geometry and format. Probabilities are resampled back to the
 input's grid before the argmax, not labels.
 
-A bundle with the id `sampling` also has a posterior, whose samples take the place of the one evaluation:
+A bundle with the id `sampling` also has a posterior. One evaluation says how likely each class is at a voxel; samples
+say what one evaluation cannot, how voxels go together, and so how sure the volume of a structure is:
 
-    volume -> preprocessing -> N sampling runs, inverse transforms of each -> argmax of each, and of their mean
+    volume -> preprocessing -> N sampling runs, inverse transforms of each -> argmax of each
 
-so a sample is a label map that hangs together, where the argmax of one evaluation decides every voxel for itself.
+A sample is a label map that hangs together, where the argmax of one evaluation decides every voxel for itself.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from voxscore.errors import UserError
 from voxscore.evaluation import label_volumes
 from voxscore.inference import inference_config, loaded_network
 from voxscore.inferers import FittedWindowInferer, SamplerInferer, volume_seed
-from voxscore.posterior import Posterior, class_shares, voxel_entropy
+from voxscore.posterior import Posterior, voxel_entropy
 from voxscore.volumes import Volume, sha256, write_dicom_seg, write_volume, written_whole
 
 __all__ = ["Outputs", "Result", "Segmentation", "Segmenter", "content_sha256", "resolve_device", "segment_volume"]
@@ -70,7 +71,7 @@ class Segmentation:
         labels: (X, Y, Z) uint8.
         probabilities: (K, X, Y, Z) float32, background first, summing to one.
         seconds: preprocessing, network and postprocessing.
-        posterior: the samples, if it was made of samples.
+        posterior: the samples, if there are any.
     """
 
     labels: np.ndarray
@@ -115,7 +116,7 @@ class Segmenter:
         """Segment one volume.
 
         Raises:
-            UserError: the GPU's memory does not suffice.
+            UserError: the GPU's memory does not suffice; the network returned NaN or infinity.
         """
         start = time.perf_counter()
         item: dict[str, Any] = self.prepare({"image": volume})
@@ -126,17 +127,22 @@ class Segmenter:
             except torch.OutOfMemoryError as error:
                 raise UserError(volume.path, f"does not fit the memory of {self.device}", "use --device cpu") from error
         probabilities = self.finish(item)["pred"].as_tensor().numpy()
+        if not np.isfinite(probabilities).all():
+            raise UserError(
+                volume.path,
+                "cannot be segmented: the network returned NaN or infinity",
+                "check its intensities, or use --device cpu if this was another device",
+            )
         labels = probabilities.argmax(0).astype(np.uint8)
         return Segmentation(labels, probabilities, time.perf_counter() - start)
 
     def sample(
         self, volume: Volume, n: int, seed: int = 0, progress: Callable[[], object] | None = None
     ) -> Segmentation:
-        """Segment one volume by samples of the posterior.
+        """Segment one volume, and draw samples of the posterior beside it.
 
-        The probabilities are the share of samples that give each class, and sum up to the samples' volumes; the
-        entropy is theirs. The labels are the argmax of the mean of the runs' ends, which decides where shares are tied.
-        Where ends are not quite one-hot it may differ from the largest share: a few voxels in a thousand.
+        Labels, probabilities and entropy are those of one evaluation, with any number of samples: it knows each voxel's
+        own posterior, which the share of samples that give a class only approaches as 1 / sqrt(n).
 
         Args:
             volume: no larger than the bundle's window, because samples of tiles would not fit each other.
@@ -152,25 +158,22 @@ class Segmenter:
         start = time.perf_counter()
         item: dict[str, Any] = self.prepare({"image": volume})
         self._check_window(volume, tuple(item["image"].shape[1:]))
+        single = self(volume)
         samples = np.empty((n, *volume.array.shape), np.uint8)
-        total: Any = 0.0
         calls: list[None] = []
         with self.network.register_forward_pre_hook(lambda *_: calls.append(None)):
             for k, p in enumerate(self._draw(sampling, volume, item, n, seed)):
                 samples[k] = p.argmax(0)
-                total = total + p
                 if progress is not None:
                     progress()
-        probabilities = class_shares(samples, len(total))
         posterior = Posterior(
             samples,
-            voxel_entropy(probabilities),
+            voxel_entropy(single.probabilities),
             seed,
             evaluations=len(calls) // math.ceil(n / BATCH),
             sampler=type(sampling.sampler).__name__,
         )
-        labels = total.argmax(0).astype(np.uint8)
-        return Segmentation(labels, probabilities, time.perf_counter() - start, posterior)
+        return Segmentation(single.labels, single.probabilities, time.perf_counter() - start, posterior)
 
     def check_sampling(self, n: int, seed: int) -> SamplerInferer:
         """What draws the samples, if n of them can be drawn.
@@ -248,7 +251,7 @@ class Outputs:
         labels: label map, .nii, .nii.gz, .nrrd or .mha.
         dicom_seg: DICOM SEG, for DICOM input.
         probabilities: (X, Y, Z, K) float32, background first.
-        entropy: (X, Y, Z) float32, nats; of samples alone.
+        entropy: (X, Y, Z) float32, nats; beside samples alone.
     """
 
     labels: Path | None = None
@@ -286,7 +289,7 @@ def segment_volume(
         volume: what to segment.
         outputs: where the results go.
         overwrite: whether existing outputs may be replaced.
-        samples: draw so many samples of the posterior; None is one evaluation.
+        samples: draw so many samples of the posterior beside the one evaluation; None draws none.
         seed: of the samples.
         progress: called after each sample.
 

@@ -20,6 +20,7 @@ from voxscore.bundles import find_bundle
 from voxscore.evaluation import label_volumes, volume_interval
 from voxscore.inferers import SamplerInferer, volume_seed
 from voxscore.networks import JointScoreUNet
+from voxscore.posterior import class_shares
 from voxscore.segmentation import Outputs, Segmenter, segment_volume
 from voxscore.volumes import read_label_map, read_volume, sha256, write_volume
 
@@ -133,15 +134,13 @@ def test_the_files_say_what_the_samples_say(sample, segmenter, crop, tmp_path):
     assert len(np.unique(samples)) == 3
     p = voxels(tmp_path / "out/a_probabilities.nii.gz")
     assert p.dtype == np.float32
-    assert np.array_equal(p, np.stack([(samples == k).mean(0).astype(np.float32) for k in range(3)], -1))
-    assert ((p > 0) & (p < 1)).any()
-    np.testing.assert_allclose(p.sum(-1), 1, rtol=1e-6)
+    assert np.array_equal(p, np.moveaxis(segmenter(crop).probabilities, 0, -1))
     entropy = voxels(tmp_path / "out/a_entropy.nii.gz")
     assert entropy.dtype == np.float32
     logarithm = np.log(p.astype(float), out=np.zeros(p.shape), where=p > 0)
     np.testing.assert_allclose(entropy, -(p * logarithm).sum(-1), atol=1e-6)
-    assert (entropy[(samples == samples[0]).all(0)] == 0).all()
     labels = read_label_map(tmp_path / "out/a.nii.gz").array
+    assert np.array_equal(labels, p.argmax(-1))
     (entry,) = json.loads(stdout)["results"]
     assert entry["volumes_ml"] == pytest.approx(label_volumes(labels, crop.affine, NAMES), abs=1e-6)
     expected = volume_interval(samples, crop.affine, NAMES, 5 / 7)
@@ -182,7 +181,6 @@ def test_a_sample_is_the_end_of_its_run(segmenter, crop):
     image = segmenter.prepare({"image": crop})["image"].as_tensor()[None]
     ends = torch.cat([segmenter.sampling(image, segmenter.network, seeds=[volume_seed(5, k)]) for k in range(3)])
     assert (result.posterior.samples == ends.argmax(1).numpy()).mean() > 0.9999
-    assert (result.labels == ends.mean(0).argmax(0).numpy()).mean() > 0.9999
 
 
 PRIOR = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]])
@@ -214,12 +212,10 @@ def test_samples_have_the_distribution_of_the_posterior(tiny_posterior, crop, kn
     bright = (segmenter.prepare({"image": crop})["image"].as_tensor()[0] > 1).numpy()
     assert bright.sum() > 400
     for region, prior in zip((~bright, bright), PRIOR.numpy(), strict=True):
-        share = result.probabilities[:, region].mean(1)
+        share = class_shares(result.posterior.samples, 3)[:, region].mean(1)
         # Four standard errors of so many draws, and half a percent for the steps of the sampler.
         np.testing.assert_allclose(share, prior, atol=4 * 0.5 / np.sqrt(8 * region.sum()) + 0.005)
-    # These runs end one-hot, so the label is the most frequent one.
-    of_label = np.take_along_axis(result.probabilities, result.labels[None].astype(int), 0)[0]
-    assert np.array_equal(of_label, result.probabilities.max(0))
+        np.testing.assert_allclose(result.probabilities[:, region], np.broadcast_to(prior[:, None], (3, region.sum())))
 
 
 def test_right_is_left_mirrored(tiny_posterior, crop, known_posterior):
@@ -250,18 +246,17 @@ def test_geometry_is_the_inputs_bit_for_bit(sample, tmp_path, oblique):
             assert np.array_equal(before.header[field], after.header[field])
     for kind in ("", "_entropy"):
         assert np.array_equal(read_volume(out / f"c{kind}.nrrd").affine, read_volume(folder / "c.nrrd").affine)
-    # The grid was resampled for the network and back, so a sample's map is still the argmax of what came back.
     assert voxels(out / "a_probabilities.nii").sum(-1) == pytest.approx(1, abs=1e-6)
 
 
-def test_one_sample_is_its_own_label_map(sample, crop, tmp_path):
-    code, stdout, _ = sample(crop.path, "-o", tmp_path / "out", "--samples", 1, "--json")
-    assert code == 0
-    labels = read_label_map(tmp_path / "out/a.nii.gz").array
-    p = voxels(tmp_path / "out/a_probabilities.nii.gz")
-    assert np.array_equal(p, labels[..., None] == np.arange(3))
-    assert not voxels(tmp_path / "out/a_entropy.nii.gz").any()
-    assert json.loads(stdout)["results"][0]["volume_intervals_ml"] == {}
+def test_samples_leave_the_label_map_as_it_is(sample, crop, tmp_path):
+    assert sample(crop.path, "-o", tmp_path / "none", "--probabilities")[0] == 0
+    for n, seed in ((1, 0), (3, 7)):
+        code, stdout, _ = sample(crop.path, "-o", tmp_path / str(n), "--samples", n, "--seed", seed, "--json")
+        assert code == 0
+        for name in ("a.nii.gz", "a_probabilities.nii.gz"):
+            assert np.array_equal(voxels(tmp_path / str(n) / name), voxels(tmp_path / "none" / name))
+        assert len(json.loads(stdout)["results"][0]["volume_intervals_ml"]) == (0 if n == 1 else 2)
 
 
 def test_without_samples_nothing_changes(sample, run, crop, tiny_posterior, tmp_path):
@@ -407,13 +402,13 @@ def test_larger_than_the_window(sample, crops, tmp_path):
     assert files_below(tmp_path / "out") == sorted(f"d{kind}.nii" for kind in SAMPLED)
 
 
-def fail_once(monkeypatch, owner, name, failure):
-    """The first call of a method fails."""
+def fail_once(monkeypatch, owner, name, failure, number=1):
+    """One call of a method fails, the first or another."""
     method, calls = getattr(owner, name), []
 
     def call(self, *args, **kwargs):
         calls.append(1)
-        return failure(method(self, *args, **kwargs)) if len(calls) == 1 else method(self, *args, **kwargs)
+        return failure(method(self, *args, **kwargs)) if len(calls) == number else method(self, *args, **kwargs)
 
     monkeypatch.setattr(owner, name, call)
 
@@ -423,16 +418,17 @@ def raise_out_of_memory(_):
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "failure", "texts"),
+    ("owner", "name", "failure", "number", "texts"),
     [
-        (JointScoreUNet, "forward", lambda x: x * float("nan"), ["NaN", "noise level", "= 80", "--seed"]),
-        (SamplerInferer, "__call__", raise_out_of_memory, ["memory", "--device cpu"]),
+        (JointScoreUNet, "forward", lambda x: x * float("nan"), 1, ["cannot be segmented", "NaN", "intensities"]),
+        (JointScoreUNet, "forward", lambda x: x * float("nan"), 2, ["NaN", "noise level", "= 80", "--seed"]),
+        (SamplerInferer, "__call__", raise_out_of_memory, 1, ["memory", "--device cpu"]),
     ],
 )
 def test_a_volume_that_cannot_be_sampled_costs_no_other(
-    sample, crops, tmp_path, monkeypatch, owner, name, failure, texts
+    sample, crops, tmp_path, monkeypatch, owner, name, failure, number, texts
 ):
-    fail_once(monkeypatch, owner, name, failure)
+    fail_once(monkeypatch, owner, name, failure, number)
     code, stdout, stderr = sample(crops, "-o", tmp_path / "out", "--samples", 2, "--json")
     assert code == 1
     the_line(stderr, crops / "a.nii.gz", *texts)
