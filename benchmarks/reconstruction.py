@@ -23,7 +23,7 @@ in place of its own, which computes the same several times faster. Negative voxe
 **Scores.** PSNR with the maximum of the crop as its peak, SSIM in Gaussian windows of 11 voxels, NMSE
 (`voxscore.evaluation.score_volume`). Coverage is the share of voxels above 5 % of the maximum whose truth lies within
 mean +- 2 standard deviations of N samples. A perfect posterior of Gaussian voxels would not reach 95.4 % there, for
-mean and deviation are those of a few samples, but P(|t_(N-1)| < 2 / (1 + 1/N)^(1/2)), 90 % of N = 8: it stands beside.
+the deviation is that of a few antithetic pairs, but P(|t_(N/2)| < 2), 88 % of N = 8: it stands beside.
 
 Super-resolution is of slices four times as thick with noise of 1 % of the maximum, which ours is told, against cubic
 interpolation. Seconds are wall time of everything, loading and data consistency included. The sizes are run first and
@@ -210,7 +210,7 @@ def coverage(truth: np.ndarray, found: Reconstruction) -> float:
 
 def perfect_coverage(samples: int) -> float:
     """What coverage is of a posterior that is right, see above."""
-    return float(2 * stats.t(samples - 1).cdf(2 / (1 + 1 / samples) ** 0.5) - 1)
+    return float(2 * stats.t(samples / 2).cdf(2) - 1)
 
 
 def signed(value: float, digits: int) -> str:

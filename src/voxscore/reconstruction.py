@@ -31,7 +31,7 @@ from voxscore.diffusion import DPS, Denoiser
 from voxscore.errors import UserError
 from voxscore.evaluation import reconstruction_report, reconstruction_sheet, score_volume
 from voxscore.inference import inference_config, loaded_network
-from voxscore.inferers import ReconstructionInferer, volume_seed
+from voxscore.inferers import ReconstructionInferer, sample_moments
 from voxscore.measured import Measurement, Problem, Turned
 from voxscore.measurement import LinearOperator
 from voxscore.memory import check_memory, evaluation_bytes
@@ -196,7 +196,7 @@ class Reconstructor:
         Args:
             measurement: what `read_measurement` read.
             samples: how many to draw; the bundle's own number if None.
-            seed: sample k, counted from 0, has the seed `volume_seed(seed, k)`.
+            seed: of the samples, see `ReconstructionInferer`.
             advance: called `advances` times for each sample.
 
         Raises:
@@ -209,16 +209,17 @@ class Reconstructor:
         self._counted.calls = 0
         try:
             problem = measurement.prepare()
-            drawn = self._drawn(problem, measurement, [volume_seed(seed, k) for k in range(samples)], advance)
+            drawn = self._drawn(problem, measurement, samples, seed, advance)
         except (MemoryError, torch.OutOfMemoryError) as error:
             remedy = "lower what it takes with --tile N, or use --device cpu"
             raise UserError(measurement.path, f"does not fit the memory of {self.device}", remedy) from error
         except FloatingPointError as error:
             raise UserError(measurement.path, f"sampling failed: {error}", "try another --seed or --method") from error
         shown = measurement.shown
+        mean, sd = sample_moments(drawn)
         return Reconstruction(
-            drawn.mean(0).numpy()[shown],
-            drawn.std(0).numpy()[shown] if samples > 1 else None,
+            mean[0, 0].numpy()[shown],
+            None if sd is None else sd[0, 0].numpy()[shown],
             np.ascontiguousarray(problem.plain[shown]),
             measurement.shown_affine,
             problem.noise_std,
@@ -228,19 +229,24 @@ class Reconstructor:
         )
 
     def _drawn(
-        self, problem: Problem, measurement: Measurement, seeds: list[int], advance: Callable[[], None] | None
+        self,
+        problem: Problem,
+        measurement: Measurement,
+        samples: int,
+        seed: int,
+        advance: Callable[[], None] | None,
     ) -> Tensor:
-        """Samples (N, X, Y, Z) on the grid of the file."""
+        """Samples (N, 1, X, Y, Z) on the grid of the file."""
         operator = Turned(problem.operator, measurement.affine).to(self.device)
         with torch.no_grad():
             try:
                 drawn = self.inferer.reconstruct(
-                    self.network, operator, problem.y.to(self.device), problem.noise_std, seeds, advance
+                    self.network, operator, problem.y.to(self.device), problem.noise_std, samples, seed, advance
                 )
             except ValueError as error:
                 fault = "says nothing of how bright the volume is"
                 raise UserError(measurement.path, fault, "check that this is the measurement you meant") from error
-            return operator.stored(drawn.cpu())[:, 0].contiguous()
+            return operator.stored(drawn.cpu()).contiguous()
 
     def warnings_for(self, measurement: Measurement) -> list[str]:
         """What the user should know before trusting a result on this measurement."""

@@ -154,12 +154,12 @@ def checked_grid(path: Path, times: Tensor) -> Tensor:
 
 
 def trajectory(
-    denoiser: Denoiser, x: Tensor, times: Tensor, sampler: Sampler, generator: Generators = None
+    denoiser: Denoiser, x: Tensor, times: Tensor, sampler: Sampler, generator: Generators | Noise = None
 ) -> Iterator[Tensor]:
     """The states of a sampling run, one for each time of the grid: x itself, then what each step makes of it.
 
-    Arguments and errors are those of `sample`; the arguments are checked at once, the steps run as states are asked
-    for.
+    Arguments and errors are those of `sample`, but a source of noise may take the place of generators; the arguments
+    are checked at once, the steps run as states are asked for.
     """
     if isinstance(sampler, type):
         raise TypeError(f"sampler is an instance, {sampler.__name__}()")
@@ -170,7 +170,8 @@ def trajectory(
         raise ValueError("the start x has NaN or infinity in it")
     if x.ndim < 2 or not x.is_floating_point():
         raise ValueError(f"x is a batch of volumes (B, C, *spatial) of floats, got {tuple(x.shape)} of {x.dtype}")
-    return _states(WatchedDenoiser(denoiser), x, grid, sampler, VolumeNoise(generator, len(x)))
+    noise = generator if callable(generator) else VolumeNoise(generator, len(x))
+    return _states(WatchedDenoiser(denoiser), x, grid, sampler, noise)
 
 
 def _states(denoiser: Denoiser, x: Tensor, grid: Tensor, sampler: Sampler, noise: Noise) -> Iterator[Tensor]:

@@ -11,6 +11,10 @@ A run begins at the noise-to-signal ratio of the first of its times, not in pure
 least-squares solution. At a ratio of 2 and more nothing of s is left that the posterior would not correct, and the
 evaluations are spent where the measurement leaves open what the volume is.
 
+Samples come in antithetic pairs: the second has the noise of the first with the opposite sign. Each is a sample as good
+as any, but what is linear in the noise cancels in their mean, which is that of many more samples (Hammersley and
+Morton, Proc. Camb. Phil. Soc. 52, 1956). Their deviations are from that better mean, hence `sample_moments`.
+
 Memory. Samples are drawn one after the other, and with a `window` the network sees parts of the volume, neighbours
 overlapping by a quarter and blended by Gaussian weights, so that only the volume itself, its k-space and one window's
 activations are held. What windows change is measured in tests/inferers/test_reconstruction_inferer.py.
@@ -28,11 +32,12 @@ from torch import Generator, Tensor
 
 from voxscore.diffusion import Denoiser, Sampler, VolumeNoise, trajectory
 from voxscore.diffusion.posteriors import conjugate_gradient
+from voxscore.diffusion.samplers import Noise
 from voxscore.inferers.sampling import volume_seed
 from voxscore.inferers.windows import FastInferer, FittedWindowInferer, like_input
 from voxscore.measurement import CartesianMRI, LinearOperator
 
-__all__ = ["DenoisingInferer", "ReconstructionInferer"]
+__all__ = ["DenoisingInferer", "ReconstructionInferer", "sample_moments"]
 
 QUANTILE = 0.995
 OVERLAP = 0.25
@@ -51,7 +56,8 @@ class ReconstructionInferer(Inferer):
         sampler: the step rule.
         method: how prior and measurement are joined, for instance `Decomposed`.
         samples: N, of `__call__`.
-        seed: sample k of a measurement has the seed `volume_seed(seed, k)`.
+        seed: samples 2 k and 2 k + 1 of a measurement have the noise of `volume_seed(seed, k)`, the second with the
+            opposite sign.
         window: largest window of the network in voxels per axis; None evaluates the volume as a whole.
         full_precision: keep the network in float32.
     """
@@ -81,7 +87,8 @@ class ReconstructionInferer(Inferer):
         operator: LinearOperator,
         y: Tensor,
         noise_std: float,
-        seeds: Sequence[int] | None = None,
+        samples: int | None = None,
+        seed: int | None = None,
         advance: Callable[[], None] | None = None,
     ) -> Tensor:
         """Samples (N, 1, *spatial) of the volume, float32, in the units of the measurement.
@@ -91,7 +98,8 @@ class ReconstructionInferer(Inferer):
             operator: A.
             y: the measurement (1, ...), on the device of the network.
             noise_std: standard deviation of its noise (of each of real and imaginary part, if complex).
-            seeds: one for each sample; `samples` of the inferer's own if None.
+            samples: N; the inferer's own if None.
+            seed: of the samples; the inferer's own if None.
             advance: called after every step, for a progress bar.
 
         Raises:
@@ -107,16 +115,16 @@ class ReconstructionInferer(Inferer):
         joined = self.method(prior, operator, y, noise_std)
         posterior, sampler = (prior, joined) if isinstance(joined, Sampler) else (joined, self.sampler)
         sigma = prior.path.sigma(self.times[0])
-        samples = []
-        for seed in self._seeds() if seeds is None else seeds:
-            generators = [Generator().manual_seed(seed)]
-            x = start + sigma * VolumeNoise(generators, 1)(torch.empty_like(start))
-            for state in trajectory(posterior, x, self.times, sampler, generators):
+        drawn = []
+        for k in range(self.samples if samples is None else samples):
+            noise = _antithetic_noise(self.seed if seed is None else seed, k)
+            x = start + sigma * noise(torch.empty_like(start))
+            for state in trajectory(posterior, x, self.times, sampler, noise):
                 x = state
                 if advance is not None:
                     advance()
-            samples.append(x.float() * scale)
-        return torch.cat(samples)
+            drawn.append(x.float() * scale)
+        return torch.cat(drawn)
 
     def __call__(
         self,
@@ -145,11 +153,35 @@ class ReconstructionInferer(Inferer):
             raise ValueError(f"ReconstructionInferer: one scan at a time, got {len(kspace)}")
         kspace, mask, maps = (v.as_tensor() if isinstance(v, MetaTensor) else v for v in (kspace, mask, maps))
         samples = self.reconstruct(network, CartesianMRI(mask[0], maps[0]), kspace, float(noise_std))
-        sd = samples.std(dim=0, keepdim=True) if len(samples) > 1 else torch.zeros_like(samples)
-        return like_input(torch.cat([samples.mean(dim=0, keepdim=True), sd], dim=1), inputs)
+        mean, sd = sample_moments(samples)
+        return like_input(torch.cat([mean, torch.zeros_like(mean) if sd is None else sd], dim=1), inputs)
 
-    def _seeds(self) -> list[int]:
-        return [volume_seed(self.seed, k) for k in range(self.samples)]
+
+def sample_moments(samples: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Mean and standard deviation of antithetic samples, of one sample none.
+
+    Squared deviations from the mean of N independent samples are divided by N - 1, because the mean lies amid them.
+    Of pairs whose errors cancel it does not: N. A last sample without its partner moves the mean by 1/N of its error:
+    N - 1/N. Where a posterior is not linear in its noise the pairs cancel less, and the deviation comes out up to
+    1/(2 N) too small.
+
+    Args:
+        samples: (N, C, *spatial), as `ReconstructionInferer.reconstruct` draws them.
+
+    Returns:
+        (1, C, *spatial) each.
+    """
+    n = len(samples)
+    mean = samples.mean(dim=0, keepdim=True)
+    if n < 2:
+        return mean, None
+    return mean, ((samples - mean).square().sum(dim=0, keepdim=True) / (n - n % 2 / n)).sqrt()
+
+
+def _antithetic_noise(seed: int, k: int) -> Noise:
+    """The noise of sample k, counted from 0."""
+    noise = VolumeNoise([Generator().manual_seed(volume_seed(seed, k // 2))], 1)
+    return noise if k % 2 == 0 else lambda x: -noise(x)
 
 
 class DenoisingInferer(Inferer):
