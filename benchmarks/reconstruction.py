@@ -1,7 +1,7 @@
 r"""How well brain MRI is reconstructed: against zero-filling, CG-SENSE and L1-wavelets of the same scans.
 
     pip install 'voxscore[benchmark]'
-    python benchmarks/reconstruction.py --data FOLDER [--samples 8] [--phase-encoding y|yz|both] [--baselines-only]
+    python benchmarks/reconstruction.py --data FOLDER [--samples 8] [--phase-encoding y|yz|both] [--picture FILE]
 
 FOLDER holds brain_mni/patient07, a patient whom brain_mri_reconstruction was not trained on. Of each contrast a crop at
 1 mm is taken from the middle of the brain, where it holds the most of it, negative voxels (of its resampling) set to 0
@@ -45,6 +45,7 @@ import numpy as np
 import sigpy
 import sigpy.mri
 import torch
+from PIL.Image import Image
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -52,7 +53,7 @@ from torch import Generator, Tensor
 
 from voxscore.bundles import find_bundle
 from voxscore.diffusion.posteriors import conjugate_gradient
-from voxscore.evaluation import Fidelity, score_volume
+from voxscore.evaluation import Fidelity, reconstruction_sheet, score_volume
 from voxscore.measured import Measurement, Problem, read_measurement
 from voxscore.measurement import CartesianMRI, Downsample, gaussian_noise, simulate_maps, variable_density_mask
 from voxscore.reconstruction import Reconstruction, Reconstructor
@@ -208,6 +209,13 @@ def coverage(truth: np.ndarray, found: Reconstruction) -> float:
     return float((np.abs(truth - found.mean) <= 2 * found.sd)[truth > 0.05].mean())
 
 
+def picture_of(measurement: Measurement, crop: Crop, found: Reconstruction) -> Image:
+    """What was measured, what was found and how far it is off."""
+    images = {measurement.plain_name: found.plain, "reconstruction": found.mean, "reference": crop.truth}
+    heats = {} if found.sd is None else {"spread (standard deviation)": found.sd}
+    return reconstruction_sheet(images, heats | {"error": np.abs(found.mean - crop.truth)}, found.affine)
+
+
 def perfect_coverage(samples: int) -> float:
     """What coverage is of a posterior that is right, see above."""
     return float(2 * stats.t(samples / 2).cdf(2) - 1)
@@ -277,6 +285,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--estimate-maps", action="store_true", help="do not let the file hold the coils' maps")
     parser.add_argument("--baselines-only", action="store_true", help="without the bundle")
+    parser.add_argument("--picture", type=Path, help="of the first contrast at the first acceleration")
     parser.add_argument("--without-l1", action="store_true", help="without L1-wavelets, which take the longest")
     arguments = parser.parse_args()
     console, progress = Console(width=180), Console(stderr=True)
@@ -296,6 +305,8 @@ def main() -> None:
             if ours is None:
                 return []
             one, many = ours(measurement, 1), ours(measurement, arguments.samples)
+            if arguments.picture is not None and not cost.rows:
+                picture_of(measurement, crop, many).save(arguments.picture)
             each = many.seconds / arguments.samples
             share = f"{coverage(crop.truth, many):.1%}" if arguments.samples > 1 else "-"
             cost.add_row(
