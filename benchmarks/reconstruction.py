@@ -45,7 +45,6 @@ import numpy as np
 import sigpy
 import sigpy.mri
 import torch
-from PIL.Image import Image
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -53,10 +52,10 @@ from torch import Generator, Tensor
 
 from voxscore.bundles import find_bundle
 from voxscore.diffusion.posteriors import conjugate_gradient
-from voxscore.evaluation import Fidelity, reconstruction_sheet, score_volume
+from voxscore.evaluation import Fidelity, score_volume
 from voxscore.measured import Measurement, Problem, read_measurement
 from voxscore.measurement import CartesianMRI, Downsample, gaussian_noise, simulate_maps, variable_density_mask
-from voxscore.reconstruction import Reconstruction, Reconstructor
+from voxscore.reconstruction import Reconstruction, Reconstructor, result_sheet
 from voxscore.transforms.simulate import simulate_phase
 from voxscore.volumes import make_raw, read_volume, write_raw
 
@@ -209,13 +208,6 @@ def coverage(truth: np.ndarray, found: Reconstruction) -> float:
     return float((np.abs(truth - found.mean) <= 2 * found.sd)[truth > 0.05].mean())
 
 
-def picture_of(measurement: Measurement, crop: Crop, found: Reconstruction) -> Image:
-    """What was measured, what was found and how far it is off."""
-    images = {measurement.plain_name: found.plain, "reconstruction": found.mean, "reference": crop.truth}
-    heats = {} if found.sd is None else {"spread (standard deviation)": found.sd}
-    return reconstruction_sheet(images, heats | {"error": np.abs(found.mean - crop.truth)}, found.affine)
-
-
 def perfect_coverage(samples: int) -> float:
     """What coverage is of a posterior that is right, see above."""
     return float(2 * stats.t(samples / 2).cdf(2) - 1)
@@ -306,7 +298,7 @@ def main() -> None:
                 return []
             one, many = ours(measurement, 1), ours(measurement, arguments.samples)
             if arguments.picture is not None and not cost.rows:
-                picture_of(measurement, crop, many).save(arguments.picture)
+                result_sheet(measurement.plain_name, many, crop.truth).save(arguments.picture)
             each = many.seconds / arguments.samples
             share = f"{coverage(crop.truth, many):.1%}" if arguments.samples > 1 else "-"
             cost.add_row(

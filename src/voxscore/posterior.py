@@ -2,8 +2,7 @@
 
 The entropy of a voxel's class probabilities says how unsure its label is, H = -sum_k p_k ln p_k nats: 0 where the class
 is certain, and ln 2 where two classes are equally likely. A volume is a sum over voxels that go together, of which no
-probability of single voxels tells; label maps y_1 ... y_N drawn from p(label | image) do. The share of them that give
-class k at a voxel, #{n : y_n = k} / N, estimates its probability there, with an error of up to 1 / (2 sqrt(N)).
+probability of single voxels tells; label maps drawn from p(label | image) do.
 """
 
 from __future__ import annotations
@@ -15,23 +14,9 @@ import numpy as np
 
 from voxscore.evaluation import VolumeInterval, volume_interval
 
-__all__ = ["LEVEL", "Posterior", "class_shares", "voxel_entropy"]
+__all__ = ["LEVEL", "Posterior", "voxel_entropy"]
 
 LEVEL = 0.95
-
-
-def class_shares(samples: np.ndarray, classes: int) -> np.ndarray:
-    """Share of the samples that give each class.
-
-    Args:
-        samples: label maps, (N, X, Y, Z) of integers 0 to classes - 1.
-        classes: how many, background included.
-
-    Returns:
-        (classes, X, Y, Z) float32, summing to one over the classes.
-    """
-    counts = np.stack([np.count_nonzero(samples == k, axis=0) for k in range(classes)])
-    return (counts / len(samples)).astype(np.float32)
 
 
 def voxel_entropy(probabilities: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.inferers import Inferer
+from PIL.Image import Image
 from torch import Tensor
 
 from voxscore.bundles import Bundle
@@ -37,7 +38,16 @@ from voxscore.measurement import LinearOperator
 from voxscore.memory import check_memory, evaluation_bytes
 from voxscore.volumes import Volume, sha256, write_dicom_derived, write_volume, written_whole
 
-__all__ = ["METHODS", "Outputs", "Reconstruction", "Reconstructor", "Result", "dps", "reconstruct_measurement"]
+__all__ = [
+    "METHODS",
+    "Outputs",
+    "Reconstruction",
+    "Reconstructor",
+    "Result",
+    "dps",
+    "reconstruct_measurement",
+    "result_sheet",
+]
 
 METHODS = {
     "decomposed": {"_target_": "voxscore.diffusion.Decomposed", "_mode_": "callable"},
@@ -409,6 +419,22 @@ def _entry(
     return entry
 
 
+def result_sheet(plain_name: str, found: Reconstruction, reference: np.ndarray | None = None) -> Image:
+    """What was measured, what was found and how sure it is; with a reference also that and the error.
+
+    Args:
+        plain_name: what the inverse without a prior is called.
+        found: the reconstruction.
+        reference: the volume as it is, on the same grid.
+    """
+    images = {plain_name: found.plain, "reconstruction": found.mean}
+    heats = {} if found.sd is None else {"spread (standard deviation)": found.sd}
+    if reference is not None:
+        images["reference"] = reference
+        heats["error"] = np.abs(found.mean - reference)
+    return reconstruction_sheet(images, heats, found.affine)
+
+
 def _page(
     measurement: Measurement,
     found: Reconstruction,
@@ -417,11 +443,6 @@ def _page(
     manifest: Mapping[str, Any],
 ) -> str:
     """The page of one reconstruction."""
-    images = {measurement.plain_name: found.plain, "reconstruction": found.mean}
-    heats = {} if found.sd is None else {"spread (standard deviation)": found.sd}
-    if reference is not None:
-        images["reference"] = reference.array
-        heats["error"] = np.abs(found.mean - reference.array)
     facts = {
         "measured": measurement.kind,
         "noise (standard deviation)": f"{found.noise_std:.4g}",
@@ -434,6 +455,6 @@ def _page(
         name: {headings[key]: value for key, value in values.items()}
         for name, values in entry.get("scores", {}).items()
     }
-    sheet = reconstruction_sheet(images, heats, found.affine)
+    sheet = result_sheet(measurement.plain_name, found, None if reference is None else reference.array)
     title = f"voxscore {manifest['bundle']['name']}"
     return reconstruction_report(measurement.name, sheet, facts, scores, entry["warnings"], manifest, title)

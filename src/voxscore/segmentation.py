@@ -119,22 +119,25 @@ class Segmenter:
             UserError: the GPU's memory does not suffice; the network returned NaN or infinity.
         """
         start = time.perf_counter()
-        item: dict[str, Any] = self.prepare({"image": volume})
+        probabilities = self._evaluated(volume, self.prepare({"image": volume}))
+        return Segmentation(probabilities.argmax(0).astype(np.uint8), probabilities, time.perf_counter() - start)
+
+    def _evaluated(self, volume: Volume, item: dict[str, Any]) -> np.ndarray:
+        """Class probabilities of one evaluation in the volume's grid, (K, X, Y, Z)."""
         with torch.inference_mode():
             image = item["image"].as_tensor()[None].to(self.device)
             try:
-                item["pred"] = MetaTensor(self.inferer(image, self.network)[0].cpu())
+                pred = MetaTensor(self.inferer(image, self.network)[0].cpu())
             except torch.OutOfMemoryError as error:
                 raise UserError(volume.path, f"does not fit the memory of {self.device}", "use --device cpu") from error
-        probabilities = self.finish(item)["pred"].as_tensor().numpy()
+        probabilities: np.ndarray = self.finish({**item, "pred": pred})["pred"].as_tensor().numpy()
         if not np.isfinite(probabilities).all():
             raise UserError(
                 volume.path,
                 "cannot be segmented: the network returned NaN or infinity",
                 "check its intensities, or use --device cpu if this was another device",
             )
-        labels = probabilities.argmax(0).astype(np.uint8)
-        return Segmentation(labels, probabilities, time.perf_counter() - start)
+        return probabilities
 
     def sample(
         self, volume: Volume, n: int, seed: int = 0, progress: Callable[[], object] | None = None
@@ -158,7 +161,7 @@ class Segmenter:
         start = time.perf_counter()
         item: dict[str, Any] = self.prepare({"image": volume})
         self._check_window(volume, tuple(item["image"].shape[1:]))
-        single = self(volume)
+        probabilities = self._evaluated(volume, item)
         samples = np.empty((n, *volume.array.shape), np.uint8)
         calls: list[None] = []
         with self.network.register_forward_pre_hook(lambda *_: calls.append(None)):
@@ -168,12 +171,13 @@ class Segmenter:
                     progress()
         posterior = Posterior(
             samples,
-            voxel_entropy(single.probabilities),
+            voxel_entropy(probabilities),
             seed,
             evaluations=len(calls) // math.ceil(n / BATCH),
             sampler=type(sampling.sampler).__name__,
         )
-        return Segmentation(single.labels, single.probabilities, time.perf_counter() - start, posterior)
+        labels = probabilities.argmax(0).astype(np.uint8)
+        return Segmentation(labels, probabilities, time.perf_counter() - start, posterior)
 
     def check_sampling(self, n: int, seed: int) -> SamplerInferer:
         """What draws the samples, if n of them can be drawn.
