@@ -7,6 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
 
 from voxscore import memory
 from voxscore.bundles import find_bundle
@@ -101,6 +103,15 @@ def test_stored_axes_do_not_matter(reconstructor, save_nifti):
     np.testing.assert_allclose(turned.get_fdata(), found[1].mean, atol=1e-3)
 
 
+def test_the_prior_is_told_how_thick_slices_are(reconstructor, save_nifti):
+    """The spacing from feet to head, wherever the file stores it, of the volume that is sought."""
+    affine = np.array([[0, 0, 2.0, 5], [-1.5, 0, 0, 6], [0, -8.0, 0, 7], [0, 0, 0, 1]])
+    one, told = reconstructor(), []
+    one.network.embed.cond.register_forward_pre_hook(lambda _, inputs: told.append(inputs[0].exp().tolist()))
+    one(read_measurement(save_nifti(image(), affine), "super-resolution", (1, 2, 1), noise_std=5.0), samples=1)
+    assert told[-6:] == [[[pytest.approx(4)]]] * 6
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_agrees_with_what_was_seen(reconstructor, save_nifti, oblique, method):
     y = image()
@@ -177,6 +188,19 @@ def test_ct_needs_a_bundle_of_ct(reconstructor, gaussian_reconstruction, tmp_pat
     middle = np.hypot(i[:, None], i) < 6
     assert found.mean[middle].mean() == pytest.approx(0.02, rel=0.05)
     assert found.plain[middle].mean() == pytest.approx(0.02, rel=0.05)
+
+
+def test_training_volumes_have_dark_air_and_are_cut_to_the_head(save_nifti):
+    """Resampled volumes overshoot below zero next to edges, which says nothing of how dark air is."""
+    x = np.zeros((60, 70, 40), np.float32)
+    x[20:40, 20:50, 10:30] = image(shape=(20, 30, 20)).clip(10, 90)
+    x[19], x[40] = -20 * (x[20] > 0), -20 * (x[39] > 0)
+    parser = ConfigParser(json.loads(find_bundle("brain_mri_reconstruction").config("train").read_text()))
+    prepare = Compose(parser.get_parsed_content("preprocessing_transforms"))
+    found = prepare({"image": save_nifti(x, np.diag([-1, -1, 1, 1]))})["image"][0]
+    assert found.shape == (20 + 16, 30 + 16, 20 + 16)
+    assert (found == 0).sum() == found.numel() - 20 * 30 * 20
+    assert (found > 1).sum() == 0.005 * x.size
 
 
 # Memory

@@ -104,6 +104,12 @@ class _Counted(Inferer):
         return self.evaluate(inputs, network, *args, **kwargs)
 
 
+def _ras_spacing(affine: np.ndarray) -> np.ndarray:
+    """Voxel sizes along the axes to the right, anterior and superior, mm."""
+    axes = nib.orientations.io_orientation(affine)[:, 0]
+    return np.asarray(nib.affines.voxel_sizes(affine)[np.argsort(axes)])
+
+
 class Reconstructor:
     """A bundle that reconstructs, loaded once and called per measurement.
 
@@ -251,7 +257,8 @@ class Reconstructor:
         with torch.no_grad():
             try:
                 drawn = self.inferer.reconstruct(
-                    self.network, operator, problem.y.to(self.device), problem.noise_std, samples, seed, advance
+                    *(self.network, operator, problem.y.to(self.device), problem.noise_std, samples, seed, advance),
+                    spacing=_ras_spacing(measurement.affine),
                 )
             except ValueError as error:
                 fault = "says nothing of how bright the volume is"
@@ -263,8 +270,7 @@ class Reconstructor:
         trained = self.bundle.metadata.get("voxel_spacing_mm")
         if trained is None:
             return []
-        axes = nib.orientations.io_orientation(measurement.affine)[:, 0]
-        spacing = nib.affines.voxel_sizes(measurement.affine)[np.argsort(axes)]
+        spacing = _ras_spacing(measurement.affine)
         if all(low / 1.3 <= s <= 1.3 * high for s, (low, high) in zip(spacing, trained, strict=True)):
             return []
         known = " x ".join(f"{low:g}" if low == high else f"({low:g} to {high:g})" for low, high in trained)

@@ -1,5 +1,6 @@
 """A reconstruction follows the posterior that is known in closed form, in the units of its measurement."""
 
+import math
 from itertools import combinations
 
 import pytest
@@ -18,7 +19,13 @@ from voxscore.diffusion import (
     NetDenoiser,
     karras_times,
 )
-from voxscore.inferers import DenoisingInferer, ReconstructionInferer, sample_moments, volume_seed
+from voxscore.inferers import (
+    DenoisingInferer,
+    ReconstructionInferer,
+    log_slice_spacing,
+    sample_moments,
+    volume_seed,
+)
 from voxscore.measurement import CartesianMRI, Identity, Inpaint, simulate_maps
 
 SHAPE = (6, 5, 4)
@@ -179,6 +186,31 @@ def test_an_engine_gets_mean_and_spread_of_a_scan():
     assert torch.equal(result.affine, affine)
     with pytest.raises(ValueError, match="one scan"):
         run(inputs, identity, y.expand(2, -1, -1, -1, -1), mask[None], maps[None], torch.tensor([0.05]))
+
+
+def test_a_prior_is_told_the_spacing_in_every_evaluation():
+    """By an engine the spacing of the scan; without one nobody knows it."""
+    told = []
+
+    def network(x, t, cond):
+        told.append(cond.tolist())
+        return torch.zeros_like(x)
+
+    maps, mask = simulate_maps(2, SHAPE), torch.ones(1, 1, 1, dtype=torch.bool)
+    y = CartesianMRI(mask, maps)(scan().float())
+    run = ReconstructionInferer(
+        lambda net: NetDenoiser(net, PATH, "edm"),
+        torch.tensor([2.0, 0.5, 0.0]),
+        Heun(),
+        Decomposed,
+        full_precision=True,
+        condition=log_slice_spacing,
+    )
+    affine = torch.tensor([[2.0, 0, 0, 1], [0, 0, 4, 2], [0, 3, 0, 3], [0, 0, 0, 1]], dtype=torch.float64)
+    run(MetaTensor(scan().float(), affine=affine), network, y, mask[None], maps[None], torch.tensor([0.05]))
+    assert told == [[[pytest.approx(math.log(4))]]] * 3
+    with pytest.raises(ValueError, match="is told the spacing"):
+        run.reconstruct(network, CartesianMRI(mask, maps), y, 0.05)
 
 
 class Local(nn.Module):

@@ -3,7 +3,7 @@
 import torch
 from torch import Generator
 
-from voxscore.diffusion import EDM, EDMWeight, Gaussian, GaussianDenoiser, LogNormalTimes, denoising_loss
+from voxscore.diffusion import EDM, EDMWeight, Gaussian, GaussianDenoiser, LogNormalTimes, NetDenoiser, denoising_loss
 from voxscore.training import DenoisingObjective
 
 VARIANCE = 0.16
@@ -29,6 +29,19 @@ def test_the_loss_of_each_volume_at_its_level_and_noise():
     expected = denoising_loss(loss.denoiser, volumes(), t, noise, EDMWeight(0.5))
     torch.testing.assert_close(found, expected)
     assert len(set(t.tolist())) == 6  # a level for each volume
+
+
+def test_the_network_is_told_what_is_known_of_each_volume():
+    told = []
+
+    def network(x, t, cond):
+        told.append(cond)
+        return torch.zeros_like(x)
+
+    loss = DenoisingObjective(NetDenoiser(network, EDM(), "x0"), LogNormalTimes(0.0, 0.5), lambda path, t: 1 + 0 * t)
+    cond = torch.arange(12.0).reshape(6, 2)
+    torch.testing.assert_close(loss(volumes(), cond=cond), volumes().square().flatten(1).mean(1))
+    assert torch.equal(*told, cond)
 
 
 def test_an_epoch_repeats_itself_by_its_seed_and_no_step_repeats_another():

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from voxscore.inferers.reconstruction import DenoisingInferer, ReconstructionInferer, sample_moments
+from voxscore.inferers.reconstruction import (
+    DenoisingInferer,
+    ReconstructionInferer,
+    log_slice_spacing,
+    sample_moments,
+)
 from voxscore.inferers.sampling import SamplerInferer, checkpoint_denoiser, unet_denoiser, volume_seed
 from voxscore.inferers.schedulers import DDIMScheduler, DDPMScheduler, PNDMScheduler, RFlowScheduler
 from voxscore.inferers.windows import FastInferer, FittedWindowInferer
@@ -18,6 +23,7 @@ __all__ = [
     "ReconstructionInferer",
     "SamplerInferer",
     "checkpoint_denoiser",
+    "log_slice_spacing",
     "sample_moments",
     "unet_denoiser",
     "volume_seed",

@@ -11,6 +11,9 @@ A run begins at the noise-to-signal ratio of the first of its times, not in pure
 least-squares solution. At a ratio of 2 and more nothing of s is left that the posterior would not correct, and the
 evaluations are spent where the measurement leaves open what the volume is.
 
+A prior of several grids is told which one it sees, by the `condition` of its network: what is likely in slices of 1 mm
+is not in slices of 3 mm.
+
 Samples come in antithetic pairs: the second has the noise of the first with the opposite sign. Each is a sample as good
 as any, but what is linear in the noise cancels in their mean, which is that of many more samples (Hammersley and
 Morton, Proc. Camb. Phil. Soc. 52, 1956). Their deviations are from that better mean, hence `sample_moments`.
@@ -22,22 +25,24 @@ activations are held. What windows change is measured in tests/inferers/test_rec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
 from monai.inferers import Inferer
 from torch import Generator, Tensor
 
-from voxscore.diffusion import Denoiser, Sampler, VolumeNoise, trajectory
+from voxscore.diffusion import Denoiser, Sampler, VolumeNoise, bind, trajectory
 from voxscore.diffusion.posteriors import conjugate_gradient
 from voxscore.diffusion.samplers import Noise
 from voxscore.inferers.sampling import volume_seed
 from voxscore.inferers.windows import FastInferer, FittedWindowInferer, like_input
 from voxscore.measurement import CartesianMRI, LinearOperator
 
-__all__ = ["DenoisingInferer", "ReconstructionInferer", "sample_moments"]
+__all__ = ["DenoisingInferer", "ReconstructionInferer", "log_slice_spacing", "sample_moments"]
 
 QUANTILE = 0.995
 OVERLAP = 0.25
@@ -45,6 +50,15 @@ LEAST_SQUARES_STEPS = 10
 
 Method = Callable[[Denoiser, LinearOperator, Tensor, float], Denoiser | Sampler]
 """(prior, A, y, noise standard deviation) -> the posterior's denoiser, or a sampler that needs the prior's alone."""
+
+
+def log_slice_spacing(spacing: Sequence[float]) -> Tensor:
+    """What a network is told of a RAS volume's grid: the logarithm (1,) of the spacing along its last axis in mm.
+
+    Args:
+        spacing: of the three axes, mm.
+    """
+    return torch.tensor([math.log(float(spacing[-1]))])
 
 
 class ReconstructionInferer(Inferer):
@@ -60,6 +74,7 @@ class ReconstructionInferer(Inferer):
             opposite sign.
         window: largest window of the network in voxels per axis; None evaluates the volume as a whole.
         full_precision: keep the network in float32.
+        condition: what the network is told of the spacing of a volume's axes in mm, as its `cond`; None tells nothing.
     """
 
     def __init__(
@@ -72,7 +87,9 @@ class ReconstructionInferer(Inferer):
         seed: int = 0,
         window: Sequence[int] | None = None,
         full_precision: bool = False,
+        condition: Callable[[Sequence[float]], Tensor] | None = None,
     ) -> None:
+        self.condition = condition
         self.denoiser, self.times, self.sampler = denoiser, torch.as_tensor(times, dtype=torch.float64), sampler
         self.method, self.samples, self.seed = method, samples, seed
         self.evaluate: Inferer = (
@@ -90,6 +107,7 @@ class ReconstructionInferer(Inferer):
         samples: int | None = None,
         seed: int | None = None,
         advance: Callable[[], None] | None = None,
+        spacing: Sequence[float] | None = None,
     ) -> Tensor:
         """Samples (N, 1, *spatial) of the volume, float32, in the units of the measurement.
 
@@ -101,9 +119,10 @@ class ReconstructionInferer(Inferer):
             samples: N; the inferer's own if None.
             seed: of the samples; the inferer's own if None.
             advance: called after every step, for a progress bar.
+            spacing: of the volume's axes, mm; only a prior with a `condition` asks for it.
 
         Raises:
-            ValueError: the measurement is zero, so that it has no scale.
+            ValueError: the measurement is zero, so that it has no scale; the spacing is missing.
             FloatingPointError: the network returned NaN or infinity; the message says at which noise level.
         """
         start = conjugate_gradient(operator.normal, operator.adjoint(y), LEAST_SQUARES_STEPS)
@@ -112,6 +131,10 @@ class ReconstructionInferer(Inferer):
             raise ValueError("ReconstructionInferer: the measurement is zero: nothing says how bright the volume is")
         start, y, noise_std = start / scale, y / scale, noise_std / scale
         prior = self.denoiser(lambda x, *args, **kwargs: self.evaluate(x, network, *args, **kwargs))
+        if self.condition is not None:
+            if spacing is None:
+                raise ValueError("ReconstructionInferer: this prior is told the spacing of the volume: give it")
+            prior = bind(prior, cond=self.condition(spacing)[None].to(start))
         joined = self.method(prior, operator, y, noise_std)
         posterior, sampler = (prior, joined) if isinstance(joined, Sampler) else (joined, self.sampler)
         sigma = prior.path.sigma(self.times[0])
@@ -138,7 +161,7 @@ class ReconstructionInferer(Inferer):
         """Mean and standard deviation (1, 2, *spatial) of the samples of one MR scan, with the metadata of `inputs`.
 
         Args:
-            inputs: (1, 1, *spatial), for its metadata.
+            inputs: (1, 1, *spatial), for its metadata; a MetaTensor, if the prior is told the spacing.
             network: the score network.
             kspace: (1, coils, *spatial), complex, as `LoadKspaced` gives it, like all that follow.
             mask: (1, *spatial), boolean.
@@ -152,7 +175,9 @@ class ReconstructionInferer(Inferer):
         if len(kspace) != 1:
             raise ValueError(f"ReconstructionInferer: one scan at a time, got {len(kspace)}")
         kspace, mask, maps = (v.as_tensor() if isinstance(v, MetaTensor) else v for v in (kspace, mask, maps))
-        samples = self.reconstruct(network, CartesianMRI(mask[0], maps[0]), kspace, float(noise_std))
+        spacing = affine_to_spacing(inputs.meta["affine"].reshape(4, 4)) if isinstance(inputs, MetaTensor) else None
+        operator = CartesianMRI(mask[0], maps[0])
+        samples = self.reconstruct(network, operator, kspace, float(noise_std), spacing=spacing)
         mean, sd = sample_moments(samples)
         return like_input(torch.cat([mean, torch.zeros_like(mean) if sd is None else sd], dim=1), inputs)
 

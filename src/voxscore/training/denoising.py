@@ -16,14 +16,14 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor, nn
 
-from voxscore.diffusion import Denoiser, LogNormalTimes, denoising_loss
+from voxscore.diffusion import Denoiser, LogNormalTimes, bind, denoising_loss
 from voxscore.diffusion.objectives import Weight
 
 __all__ = ["DenoisingObjective"]
 
 
 class DenoisingObjective(nn.Module):
-    """Loss (B,) of clean volumes (B, C, *spatial).
+    """Loss (B,) of clean volumes (B, C, *spatial), of which the network may be told something as its `cond`.
 
     Args:
         denoiser: to be trained.
@@ -35,9 +35,15 @@ class DenoisingObjective(nn.Module):
         super().__init__()
         self.denoiser, self.times, self.weight = denoiser, times, weight
 
-    def forward(self, x0: Tensor) -> Tensor:
-        """The weighted loss of each volume, float32 or more."""
+    def forward(self, x0: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The weighted loss of each volume, float32 or more.
+
+        Args:
+            x0: (B, C, *spatial).
+            cond: (B, features), of a network that takes it.
+        """
         generator = Generator().manual_seed(int(torch.randint(2**62, ())))
         t = self.times(self.denoiser.path, len(x0), generator)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
-        return denoising_loss(self.denoiser, x0, t, noise, self.weight)
+        denoiser = self.denoiser if cond is None else bind(self.denoiser, cond=cond)
+        return denoising_loss(denoiser, x0, t, noise, self.weight)
