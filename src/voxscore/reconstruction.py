@@ -104,10 +104,11 @@ class _Counted(Inferer):
         return self.evaluate(inputs, network, *args, **kwargs)
 
 
-def _ras_spacing(affine: np.ndarray) -> np.ndarray:
+def _ras_spacing(affine: np.ndarray) -> list[float]:
     """Voxel sizes along the axes to the right, anterior and superior, mm."""
     axes = nib.orientations.io_orientation(affine)[:, 0]
-    return np.asarray(nib.affines.voxel_sizes(affine)[np.argsort(axes)])
+    sizes: list[float] = nib.affines.voxel_sizes(affine)[np.argsort(axes)].tolist()
+    return sizes
 
 
 class Reconstructor:
