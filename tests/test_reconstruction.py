@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from voxscore import memory
@@ -190,17 +191,37 @@ def test_ct_needs_a_bundle_of_ct(reconstructor, gaussian_reconstruction, tmp_pat
     assert found.plain[middle].mean() == pytest.approx(0.02, rel=0.05)
 
 
+def training_transforms(name):
+    parser = ConfigParser(json.loads(find_bundle("brain_mri_reconstruction").config("train").read_text()))
+    return Compose(parser.get_parsed_content(name)).set_random_state(0)
+
+
 def test_training_volumes_have_dark_air_and_are_cut_to_the_head(save_nifti):
     """Resampled volumes overshoot below zero next to edges, which says nothing of how dark air is."""
     x = np.zeros((60, 70, 40), np.float32)
     x[20:40, 20:50, 10:30] = image(shape=(20, 30, 20)).clip(10, 90)
     x[19], x[40] = -20 * (x[20] > 0), -20 * (x[39] > 0)
-    parser = ConfigParser(json.loads(find_bundle("brain_mri_reconstruction").config("train").read_text()))
-    prepare = Compose(parser.get_parsed_content("preprocessing_transforms"))
-    found = prepare({"image": save_nifti(x, np.diag([-1, -1, 1, 1]))})["image"][0]
+    found = training_transforms("preprocessing_transforms")({"image": save_nifti(x, np.diag([-1, -1, 1, 1]))})["image"][
+        0
+    ]
     assert found.shape == (20 + 16, 30 + 16, 20 + 16)
     assert (found == 0).sum() == found.numel() - 20 * 30 * 20
     assert (found > 1).sum() == 0.005 * x.size
+
+
+def test_training_says_how_thick_the_slices_of_a_crop_are():
+    """A ramp of 1 per millimetre from feet to head, so that the crop itself shows its spacing."""
+    ramp = torch.arange(110.0).expand(1, 60, 60, 110)
+    transforms = training_transforms("random_transforms")
+    steps = [t for t in transforms.transforms if "Adjust" not in type(t).__name__ and "Scale" not in type(t).__name__]
+    told, seen = [], []
+    for _ in range(12):
+        item = Compose(steps)({"image": MetaTensor(ramp, affine=torch.eye(4))})
+        told.append(float(item["cond"].exp()))
+        seen.append(float(item["image"][0].diff(dim=-1).median()))
+    # A rotation by up to 0.15 about two axes tilts the ramp.
+    np.testing.assert_allclose(seen, told, rtol=0.03)
+    assert {1, 2, 3} <= set(np.round(told))
 
 
 # Memory
