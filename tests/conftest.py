@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.utils import set_determinism
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -20,6 +21,12 @@ from voxscore.volumes import sha256
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads would only wait for each other
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def same_seeds():
+    """A recipe that trained earlier in the process has seeded MONAI, of which a later test should not hear."""
+    set_determinism(0)
 
 
 def labelled_crop(seed, shape=(20, 24, 18)):
