@@ -140,6 +140,16 @@ def test_the_spread_of_the_data_is_the_bundles_whatever_the_method(gaussian_reco
     assert one.inferer.method(one.inferer.denoiser(one.network), None, torch.ones(1), 0.1).sigma_data == 0.375
 
 
+def test_the_bundles_own_method_by_name_is_the_bundles_own(gaussian_reconstruction, tmp_path):
+    root = tmp_path / "bundle"
+    shutil.copytree(gaussian_reconstruction, root)
+    config = json.loads((root / "configs/inference.json").read_text())
+    config["method"]["iterations"] = 17
+    (root / "configs/inference.json").write_text(json.dumps(config))
+    one = Reconstructor(find_bundle(root), CPU, method="decomposed")
+    assert one.inferer.method(one.inferer.denoiser(one.network), None, torch.ones(1), 0.1).iterations == 17
+
+
 def test_super_resolution_keeps_the_means_of_the_slices(reconstructor, save_nifti, oblique):
     y = image(shape=(8, 8, 6))
     measurement = read_measurement(save_nifti(y, oblique), "super-resolution", (1, 1, 3), noise_std=0.1)

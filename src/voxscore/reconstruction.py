@@ -153,8 +153,10 @@ class Reconstructor:
             parser["window"] = [window] * 3
         if method is not None:
             # The spread of the data is a fact of the bundle, whatever the method.
-            known = {"sigma_data": parser["method"]["sigma_data"]} if "sigma_data" in parser["method"] else {}
-            parser["method"] = METHODS[method] | ({} if method == "dps" else known)
+            own = parser["method"] if isinstance(parser["method"], Mapping) else {}
+            known = {"sigma_data": own["sigma_data"]} if "sigma_data" in own and method != "dps" else {}
+            if own.get("_target_") != METHODS[method]["_target_"]:
+                parser["method"] = METHODS[method] | known
         self.network = loaded_network(bundle, parser)
         self.inferer: ReconstructionInferer = parser.get_parsed_content("inferer")
         self.inferer.evaluate = self._counted = _Counted(self.inferer.evaluate)
