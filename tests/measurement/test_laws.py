@@ -7,6 +7,17 @@ import torch
 from members import F64, MEMBERS, generator
 
 import voxscore.measurement
+from voxscore.diffusion import (
+    EDM,
+    Decomposed,
+    DiagonalCovariance,
+    Gaussian,
+    GaussianDenoiser,
+    MomentMatching,
+    PiGDM,
+    Projection,
+)
+from voxscore.diffusion.posteriors import Linear
 from voxscore.measurement import Identity, LinearOperator, Scaled, Stack, operator_norm
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -150,3 +161,19 @@ def test_the_norm_is_the_largest_singular_value(member):
 
 def test_the_norm_of_nothing_is_zero():
     assert operator_norm(Scaled(0.0, Identity()), torch.ones(1, 1, 2, 2)) == 0
+
+
+@pytest.mark.parametrize("method", [MomentMatching, PiGDM, Projection, Decomposed])
+def test_posteriors_need_no_automatic_differentiation_of_it(member, method):
+    """With the adjoint that it brings along they are what they are of a function that only measures."""
+    operator, x = member
+    variances = torch.rand(x.shape[1:], generator=generator(3), dtype=F64) + 0.5
+    prior = GaussianDenoiser(EDM(), Gaussian(torch.zeros_like(variances), DiagonalCovariance(variances)))
+    y, t, found = measurement_like(operator(x)), torch.tensor(0.8, dtype=F64), []
+    assert isinstance(operator, Linear)
+    for a in (operator, lambda v: operator(v)):
+        leaf = x.clone().requires_grad_()
+        estimate = method(prior, a, y, 0.3, iterations=4)(leaf, t)
+        found.append((estimate, *torch.autograd.grad(estimate.square().sum(), leaf)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)

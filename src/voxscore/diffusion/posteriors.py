@@ -16,7 +16,8 @@ with r_t^2 = sigma^2 s^2 / (alpha^2 s^2 + sigma^2), the variance that is left of
 loop, since it takes a gradient step after each sampling step, and is therefore a sampler.
 
 Any callable does for A: it maps volumes (B, C, *spatial) to measurements (B, ...), real or complex; its derivative at
-D and that derivative's adjoint come from automatic differentiation, so A may be non-linear too. Gradients are taken
+D and that derivative's adjoint come from automatic differentiation, so A may be non-linear too. A `Linear` operator
+brings its adjoint and A^H A along, which is several times faster for accelerated MRI. Gradients are taken
 inside whether the caller switched them off or not; where x itself asks for a gradient, as in a likelihood, the result
 can be differentiated once more, at the price of a graph through all of it.
 
@@ -36,7 +37,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -45,9 +46,23 @@ from voxscore.diffusion.denoisers import Denoiser
 from voxscore.diffusion.ode_samplers import Levels, ddim_step
 from voxscore.diffusion.samplers import Noise, Sampler
 
-__all__ = ["DPS", "Decomposed", "MomentMatching", "PiGDM", "Projection", "conjugate_gradient"]
+__all__ = ["DPS", "Decomposed", "Linear", "MomentMatching", "PiGDM", "Projection", "conjugate_gradient"]
 
 Operator = Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class Linear(Protocol):
+    """A linear operator that knows its adjoint, as those of `voxscore.measurement` do."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """A x (B, ...) of volumes x (B, C, *spatial)."""
+
+    def adjoint(self, y: Tensor, /) -> Tensor:
+        """A^H y (B, C, *spatial), in the real inner product."""
+
+    def normal(self, x: Tensor, /) -> Tensor:
+        """A^H A x."""
 
 
 @contextmanager
@@ -67,7 +82,7 @@ def _leaf(x: Tensor) -> Tensor:
 
 
 class _Tangent:
-    """The derivative of an operator at a volume, and its adjoint."""
+    """The derivative of an operator at a volume, its adjoint, and the product of both."""
 
     def __init__(self, operator: Operator, x: Tensor, graph: bool) -> None:
         with _gradients():
@@ -82,6 +97,22 @@ class _Tangent:
 
     def forward(self, u: Tensor) -> Tensor:
         return torch.autograd.grad(self.pullback, self.cotangent, u, retain_graph=True, create_graph=self.graph)[0]
+
+    def normal(self, u: Tensor) -> Tensor:
+        return self.adjoint(self.forward(u))
+
+
+class _LinearTangent:
+    """The same of an operator that is its own derivative."""
+
+    def __init__(self, operator: Linear, x: Tensor, graph: bool) -> None:
+        self.graph = graph
+        self.y = operator(x if graph else x.detach())
+        self.forward, self.adjoint, self.normal = operator.__call__, operator.adjoint, operator.normal
+
+
+def _tangent(operator: Operator, x: Tensor, graph: bool) -> _Tangent | _LinearTangent:
+    return _LinearTangent(operator, x, graph) if isinstance(operator, Linear) else _Tangent(operator, x, graph)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -136,7 +167,7 @@ class _Measured(Denoiser):
             raise ValueError(f"{type(self).__name__}: noise_std cannot be negative, got {noise_std}")
         self.denoiser, self.operator, self.y, self.noise_std = denoiser, operator, y, noise_std
 
-    def residual(self, tangent: _Tangent) -> Tensor:
+    def residual(self, tangent: _Tangent | _LinearTangent) -> Tensor:
         """Measurement y - A(D).
 
         Raises:
@@ -208,7 +239,7 @@ class MomentMatching(_Measured):
         def covariance(u: Tensor) -> Tensor:
             return gain * torch.autograd.grad(d, leaf, u, retain_graph=True, create_graph=graph)[0]
 
-        tangent = _Tangent(self.operator, d, graph)
+        tangent = _tangent(self.operator, d, graph)
         w = conjugate_gradient(
             lambda v: tangent.forward(covariance(tangent.adjoint(v))) + self.noise_std**2 * v,
             self.residual(tangent),
@@ -238,7 +269,7 @@ class _Isotropic(_Measured):
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         return sigma**2 * self.sigma_data**2 / (alpha**2 * self.sigma_data**2 + sigma**2)
 
-    def agreement(self, tangent: _Tangent, t: Tensor) -> Tensor:
+    def agreement(self, tangent: _Tangent | _LinearTangent, t: Tensor) -> Tensor:
         """A^T (r_t^2 A A^T + r^2)^-1 (y - A D)."""
         residual, noise = self.residual(tangent), self.noise_std**2
         spread = self.expand(self.spread(t), residual.real)
@@ -273,7 +304,7 @@ class PiGDM(_Isotropic):
         with _gradients():
             leaf = _leaf(x)
             d = self.denoiser(leaf, t, **cond)
-        pull = self.agreement(_Tangent(self.operator, d, graph), t)
+        pull = self.agreement(_tangent(self.operator, d, graph), t)
         (gradient,) = torch.autograd.grad(d, leaf, pull, create_graph=graph)
         return (d if graph else d.detach()) + gain * gradient
 
@@ -300,7 +331,7 @@ class Projection(_Isotropic):
             ValueError: the operator makes another shape than the measurement has.
         """
         d = self.denoiser(x, t, **cond)
-        pull = self.agreement(_Tangent(self.operator, d, _asks_for_gradient(d)), t)
+        pull = self.agreement(_tangent(self.operator, d, _asks_for_gradient(d)), t)
         return d + self.expand(self.spread(t), x) * pull
 
 
@@ -337,11 +368,11 @@ class Decomposed(_Isotropic):
             ValueError: the operator makes another shape than the measurement has.
         """
         d = self.denoiser(x, t, **cond)
-        tangent = _Tangent(self.operator, d, _asks_for_gradient(d))
+        tangent = _tangent(self.operator, d, _asks_for_gradient(d))
         # Multiplied by r_t^2, so that it holds without noise in x or in y.
         spread = self.expand(self.spread(t), x)
         return d + conjugate_gradient(
-            lambda u: spread * tangent.adjoint(tangent.forward(u)) + self.noise_std**2 * u,
+            lambda u: spread * tangent.normal(u) + self.noise_std**2 * u,
             spread * tangent.adjoint(self.residual(tangent)),
             self.iterations,
         )
