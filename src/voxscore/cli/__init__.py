@@ -13,6 +13,7 @@ import sys
 
 import typer
 
+from voxscore.cli.allocation import keep_freed_memory
 from voxscore.cli.audit import audit
 from voxscore.cli.bundles import bundles
 from voxscore.cli.deface import deface
@@ -45,6 +46,7 @@ app.add_typer(deidentify)
 
 def main() -> None:
     """Entry point: a fault the user can mend is one line on stderr and exit code 2."""
+    keep_freed_memory()
     try:
         app()
     except UserError as error:
