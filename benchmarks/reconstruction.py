@@ -12,8 +12,7 @@ Cartesian mask with eight lines in the middle of every phase-encoding axis, and 
 is 0.01, 1 % of the maximum of the crop, in the real and in the imaginary part of unitary k-space. Everything after
 that sees the scan as `LoadKspace` reads it from a file: no method is told the phase or the noise. The file has the
 coils' maps in it. With `--estimate-maps` it has not, and ESPIRiT has to find them: a crop out of the middle of a brain
-fills its field of view, coils that do not go on at the opposite edge cannot be told from such data, and every method
-fails there, which says nothing of a scan with air around the head.
+fills its field of view, a harder case than a scan with air around the head.
 
 **The baselines** are chosen with the truth in hand, setting by setting: CG-SENSE of a real image with its best number
 of steps; SigPy's `L1WaveletRecon` (db4, 100 iterations) of a complex image, as published, and of a real one, which is

@@ -139,7 +139,8 @@ def _maps(kspace: Tensor, mask: Tensor) -> Tensor:
     if len(kspace) == 1:
         return torch.ones_like(kspace)
     try:
-        return espirit_maps(kspace, mask)
+        # Maps that are 0 in air leave no room there for what a scan has in it, which then spreads over the object.
+        return espirit_maps(kspace, mask, crop=0)
     except UserError:  # the middle is narrower than a patch
         return low_resolution_maps(kspace, mask)
 
