@@ -12,7 +12,7 @@ into being counts until it is freed. That finds what a method that differentiate
 backward pass, too. It does not see the work space of a convolution; `MARGIN` is for that. Of 96 x 96 x 48 voxels and
 four coils a run grew by 0.22 GiB where 0.25 were counted (`Decomposed`), and by 0.70 where 0.57 were (`PiGDM`, which
 goes backward through the network). The command line keeps what it frees, and not every gap is filled again: of
-348 x 384 x 44 voxels and eight coils it held 6.3 GiB, PyTorch and all, where 5.6 were counted and 7.3 asked for.
+348 x 384 x 44 voxels and eight coils it held 7.0 GiB, PyTorch and all, where 5.6 were counted and 7.3 asked for.
 """
 
 from __future__ import annotations
