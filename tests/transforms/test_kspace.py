@@ -12,6 +12,7 @@ from voxscore.measurement import (
     absorb_phase,
     low_resolution_maps,
     poisson_disc_mask,
+    root_sum_of_squares,
     simulate_maps,
     zero_filled,
 )
@@ -74,6 +75,11 @@ def test_the_true_real_image_explains_the_measurement(tmp_path, oblique, with_ma
     assert 0.9 < misfit(loaded, image) < (1.03 if with_maps else 1.2)
     if with_maps:
         torch.testing.assert_close(loaded.maps.abs(), maps.abs())
+
+
+def test_estimated_maps_see_air(tmp_path, oblique):
+    length = root_sum_of_squares(LoadKspace()(scan(tmp_path, oblique)[0]).maps, dim=0)
+    torch.testing.assert_close(length, torch.ones_like(length))
 
 
 def test_maps_of_a_narrow_middle_are_of_low_resolution(tmp_path, oblique):
