@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from voxscore import cli
 from voxscore.cli.allocation import keep_freed_memory
 
 SECOND_BLOCK = """
@@ -37,3 +38,12 @@ def test_a_freed_block_is_used_again():
 def test_other_systems_are_left_alone(monkeypatch, system):
     monkeypatch.setattr(sys, "platform", system)
     assert not keep_freed_memory()
+
+
+def test_the_command_line_keeps_it(monkeypatch):
+    called = []
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: called.append(True))
+    monkeypatch.setattr(sys, "argv", ["voxscore", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert called

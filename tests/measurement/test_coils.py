@@ -9,6 +9,7 @@ from voxscore.measurement import (
     CartesianMRI,
     absorb_phase,
     coil_compression,
+    coils,
     espirit_maps,
     estimate_noise_std,
     low_resolution_maps,
@@ -102,6 +103,13 @@ def test_maps_hold_where_an_object_is_cut_off(shape, estimate):
     error[scan.inside] = scan.error(maps)
     for end in (0, 1, -2, -1):
         assert error[..., end].nanmean() < 0.05
+
+
+@pytest.mark.parametrize("estimate", [espirit_maps, low_resolution_maps])
+def test_an_object_in_air_has_no_edge_to_be_made_good(scan, estimate, monkeypatch):
+    maps = estimate(scan.kspace, scan.mask)
+    monkeypatch.setattr(coils, "EDGE", 0.0)
+    torch.testing.assert_close(estimate(scan.kspace, scan.mask), maps, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("estimate", [espirit_maps, low_resolution_maps])

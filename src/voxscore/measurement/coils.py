@@ -19,8 +19,8 @@ maps, which are close to it.
 
 Both know maps as k-space does, periodic: where an object is cut off by the edge of the field of view, as a head is by
 that of a slab, they go over into those of the opposite edge within about a voxel of the middle's resolution. There the
-maps are continued in a straight line from further in; without that a slab's last slices, whose maps are off by half of
-their length, spoil all slices they alias with.
+maps are continued in a straight line from further in, if the object is there as well. Without that a slab's last
+slices, whose maps are off by half of their length, spoil all slices they alias with.
 
 An eigenvector has no phase of its own. Here it gets the one at which the sum of the coils, weighted as their first
 principal component in the middle of k-space weights them, is real; `absorb_phase` then adds the phase of the image.
@@ -68,6 +68,7 @@ POWER_ITERATIONS = 15
 IMAGE_ITERATIONS = 5
 PHASE_PASSES = 4
 EDGE = 1.5  # width of what an edge spoils, in voxels of the middle's resolution
+OBJECT = 0.1  # share of the brightest voxel above which there is one
 
 
 def espirit_maps(
@@ -113,7 +114,7 @@ def espirit_maps(
             v = _unit(g @ v)
         maps[:, x] = v[..., 0].T.reshape(maps[:, x].shape)
         values[x] = (v.conj() * (g @ v)).sum(1).real.reshape(values[x].shape)
-    return _continued(_referenced(maps, calibration) * (values > crop), calibration.shape[1:])
+    return _continued(_referenced(maps, calibration) * (values > crop), start, calibration.shape[1:])
 
 
 def low_resolution_maps(kspace: Tensor, mask: Tensor, size: int = 24) -> Tensor:
@@ -133,7 +134,7 @@ def low_resolution_maps(kspace: Tensor, mask: Tensor, size: int = 24) -> Tensor:
     calibration = _calibration(kspace, mask, size)
     images = _image(calibration, kspace.shape[1:])
     maps = images / root_sum_of_squares(images, dim=0).clamp(min=torch.finfo(kspace.dtype).tiny)
-    return _continued(_referenced(maps, calibration), calibration.shape[1:])
+    return _continued(_referenced(maps, calibration), images, calibration.shape[1:])
 
 
 def absorb_phase(maps: Tensor, kspace: Tensor, mask: Tensor, fwhm: float = 6.0) -> Tensor:
@@ -323,8 +324,10 @@ def _referenced(maps: Tensor, calibration: Tensor) -> Tensor:
     return maps * torch.polar(torch.ones_like(share.real), -share.angle())
 
 
-def _continued(maps: Tensor, box: Sequence[int]) -> Tensor:
-    """The maps, at each edge of the field of view continued from where a middle of k-space `box` wide knows them."""
+def _continued(maps: Tensor, images: Tensor, box: Sequence[int]) -> Tensor:
+    """The maps, continued at the edges through which the object of the coil images, a middle `box` wide, runs."""
+    signal = root_sum_of_squares(images, dim=0)
+    object_ = signal > OBJECT * signal.max()
     for axis, (n, width) in enumerate(zip(maps.shape[1:], box, strict=True), start=1):
         outer = math.ceil(EDGE * n / width)
         if 4 * outer > n:
@@ -336,5 +339,9 @@ def _continued(maps: Tensor, box: Sequence[int]) -> Tensor:
             line = near + steps * (near - far)
             length = root_sum_of_squares(line, dim=0).clamp(min=torch.finfo(maps.dtype).tiny)
             line = line / length * root_sum_of_squares(near, dim=0)
+            # Nothing can be continued from maps of air.
+            runs_through = object_.narrow(axis, 0, 2 * outer + 1).all(axis, keepdim=True)
+            line = torch.where(runs_through, line, maps.narrow(axis, 0, outer))
             maps = torch.cat([line, maps.narrow(axis, outer, n - outer)], dim=axis).flip(axis)
+            object_ = object_.flip(axis)
     return maps
